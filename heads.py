@@ -1,0 +1,89 @@
+"""Projection to the hierarchy of common spaces (Section 3.3, Eq. 3).
+
+    z_v,va = g_v->va(z_out video)   two linear layers, ReLU between      z_a,va = g_a->va(z_out audio)   linear
+    z_v,vt = g_v->vt(z_v,va)        linear                               z_t,vt = g_t->vt(z_out text)    linear
+
+A batch norm follows every linear layer. It sees the batch of all processes, because z_out is gathered before it comes here.
+
+    B clips   K captions of a clip   d_va = 512, d_vt = 256 widths of the two common spaces (Section 4.1)
+"""
+
+import torch
+from torch import nn
+
+
+class BatchNorm(nn.Module):
+    """Batch norm whose statistics are those of the valid rows; below two of them, the running statistics serve."""
+
+    # Official: momentum 0.9 of Keras, which is 0.1 here, and eps 1e-5.
+    def __init__(self, d: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+        self.register_buffer("running_mean", torch.zeros(d))
+        self.register_buffer("running_var", torch.ones(d))
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """x (..., d), valid (...) bool -> (..., d)"""
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            weight = x.new_ones(x.shape[:-1]) if valid is None else valid.to(x.dtype)
+            rows, weight = x.flatten(0, -2), weight.flatten()[:, None]
+            n = weight.sum()
+            batch_mean = (rows * weight).sum(0) / n.clamp(min=1)
+            batch_var = ((rows - batch_mean).square() * weight).sum(0) / n.clamp(min=1)
+            enough = n >= 2
+            with torch.no_grad():
+                share = self.momentum * enough
+                self.running_mean.lerp_(batch_mean.to(self.running_mean), share.to(self.running_mean))
+                unbiased = batch_var * n / (n - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased.to(self.running_var), share.to(self.running_var))
+            mean, var = torch.where(enough, batch_mean, mean), torch.where(enough, batch_var, var)
+        return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
+
+
+class Projection(nn.Module):
+    """A linear layer and its batch norm: "a batch normalization is used after each linear layer" (Section 3.3)."""
+
+    # Paper: after each of them (official: on the video heads only; those of audio and text have a bias instead).
+    def __init__(self, d_in: int, d_out: int):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(d_in, d_out, bias=False), BatchNorm(d_out)
+        nn.init.xavier_uniform_(self.linear.weight)  # Official: Glorot uniform, the default of Keras.
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        """x (..., d_in), valid (...) bool -> (..., d_out)"""
+        return self.norm(self.linear(x), valid)
+
+
+class Heads(nn.Module):
+    """The four projections of Eq. 3, in fp32 or better whatever the autocast."""
+
+    def __init__(self, d_video: int, d_audio: int, d_text: int, d_va: int = 512, d_vt: int = 256):
+        super().__init__()
+        self.v_to_va1, self.v_to_va2 = Projection(d_video, d_va), Projection(d_va, d_va)
+        self.a_to_va = Projection(d_audio, d_va)
+        self.v_to_vt = Projection(d_va, d_vt)
+        self.t_to_vt = Projection(d_text, d_vt)
+
+    def video(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """z_out of video (B, d) -> z_v,va (B, d_va), z_v,vt (B, d_vt)"""
+        with torch.autocast(z.device.type, enabled=False):
+            z_va = self.v_to_va2(self.v_to_va1(z.to(self.dtype)).relu())
+            # Paper: g_v->vt is linear (official: a ReLU comes before it).
+            return z_va, self.v_to_vt(z_va)
+
+    def audio(self, z: torch.Tensor, has_audio: torch.Tensor | None = None) -> torch.Tensor:
+        """z_out of audio (B, d), has_audio (B,) bool -> z_a,va (B, d_va)"""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.a_to_va(z.to(self.dtype), has_audio)
+
+    def text(self, z: torch.Tensor, has_text: torch.Tensor | None = None) -> torch.Tensor:
+        """z_out of text (B, K, d), has_text (B, K) bool -> z_t,vt (B, K, d_vt)"""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.t_to_vt(z.to(self.dtype), has_text)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """fp32, or fp64 where the model is; z_out may come in bf16"""
+        return self.v_to_vt.linear.weight.dtype
