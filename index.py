@@ -1,0 +1,192 @@
+"""A list of a hundred million clips that costs a worker nothing: memory-mapped files of numbers and bytes.
+
+A Python list of paths is copied into every loader worker, page by page, as its reference counts are touched.
+Here row i lies between two offsets of flat files; workers map the files and share the operating system's one copy.
+
+    paths, path_ends     bytes of all paths; (rows + 1) offsets into them
+    hashes               (rows) of the path, for the choice of held-out files
+    spans                (rows, 2) seconds: which part of the file
+    cue_ends             (rows + 1) offsets into times and text_ends
+    times                (cues, 2) seconds
+    texts, text_ends     bytes of all captions; (cues + 1) offsets into them
+    index.json           root, counts of rows and cues
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subtitles import Cue
+
+FORMAT = 1
+TYPES = {
+    "paths": "u1", "path_ends": "<i8", "hashes": "<u8", "spans": "<f4",
+    "cue_ends": "<i8", "times": "<f4", "texts": "u1", "text_ends": "<i8",
+}
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
+BLOCK = 1 << 16                                     # rows or cues looked at together
+
+
+class Row(NamedTuple):
+    """A video, or a part of one: its path below the root, with "/"; the part in seconds, (0, inf) for all of it;
+    its cues, in seconds of the whole file."""
+
+    path: str
+    start: float
+    end: float
+    cues: list[Cue]
+
+
+def write(folder: Path, root: Path, rows: Iterable[Row]) -> None:
+    """Writes the index of `rows`, whose paths lie below `root`, in one pass and constant memory.
+
+    `folder` appears when it is whole. FileExistsError where it is there; ValueError where there are no rows.
+    """
+    folder, root = Path(folder), Path(root).absolute()
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: delete it to have the index written again")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)              # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        counts = write_rows(partial, rows)
+        if counts["rows"] == 0:
+            raise ValueError(f"no video found under {root}: name a folder that holds some (--data FOLDER)")
+        (partial / "index.json").write_text(json.dumps({"format": FORMAT, "root": str(root), **counts}))
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_rows(folder: Path, rows: Iterable[Row]) -> dict[str, int]:
+    """Writes all files but index.json; -> {"rows": .., "cues": ..}."""
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in TYPES}
+
+        def append(name: str, values: Any) -> None:
+            files[name].write(np.array(values, TYPES[name]).tobytes())
+
+        count = path_end = cue_end = text_end = 0
+        for name in ("path_ends", "cue_ends", "text_ends"):
+            append(name, 0)
+        for row in rows:
+            path = os.fsencode(row.path)
+            texts = [cue.text.encode("utf-8", "replace") for cue in row.cues]
+            ends = list(accumulate(map(len, texts), initial=text_end))
+            count, path_end, cue_end, text_end = count + 1, path_end + len(path), cue_end + len(texts), ends[-1]
+            files["paths"].write(path)
+            files["hashes"].write(hashlib.blake2b(path, digest_size=8).digest())
+            files["texts"].write(b"".join(texts))
+            append("path_ends", path_end)
+            append("spans", (row.start, row.end))
+            append("cue_ends", cue_end)
+            append("times", [cue[:2] for cue in row.cues])
+            append("text_ends", ends[1:])
+    return {"rows": count, "cues": cue_end}
+
+
+class Index:
+    """The rows in `folder`, as `write` left them, times as float32. ValueError for a missing or damaged one.
+
+    Pickles as its folder: a worker is sent a path, and maps the files itself.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder).absolute()
+        try:
+            head = json.loads((self.folder / "index.json").read_text())
+            if head["format"] != FORMAT:
+                raise ValueError(f"format {head['format']}, not {FORMAT}")
+            self.root, self.rows, self.cues = Path(head["root"]), head["rows"], head["cues"]
+            self.data = {name: mapped(self.folder / name, kind) for name, kind in TYPES.items()}
+            wanted = {
+                "paths": self.data["path_ends"][-1], "path_ends": self.rows + 1,
+                "hashes": self.rows, "spans": 2 * self.rows, "cue_ends": self.rows + 1,
+                "times": 2 * self.cues, "texts": self.data["text_ends"][-1], "text_ends": self.cues + 1,
+            }
+            if wrong := [name for name, values in self.data.items() if len(values) != wanted[name]]:
+                raise ValueError(f"wrong length of {', '.join(wrong)}")
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{folder} holds no whole index ({error}): delete it, and it is written again") from None
+
+    def __reduce__(self) -> tuple:
+        return Index, (self.folder,)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, i: int) -> Row:
+        """Row i. IndexError below 0 and from len on."""
+        if not 0 <= i < self.rows:
+            raise IndexError(f"row {i} of an index of {self.rows}")
+        start, end = self.data["spans"][2 * i : 2 * i + 2].tolist()
+        first, last = self.data["cue_ends"][i : i + 2].tolist()
+        times = self.data["times"][2 * first : 2 * last].tolist()
+        cues = map(Cue, times[::2], times[1::2], self.captions(first, last))
+        return Row(self.name(i), start, end, list(cues))
+
+    def name(self, i: int) -> str:
+        """The path of row i below the root, with "/"."""
+        first, last = self.data["path_ends"][i : i + 2].tolist()
+        return os.fsdecode(self.data["paths"][first:last].tobytes())
+
+    def path(self, i: int) -> Path:
+        """The file of row i. ValueError for a path that leaves the root or names a protocol: a stranger's list may."""
+        name = self.name(i)
+        path, parts = self.root / name, PurePosixPath(name)
+        scheme = SCHEME.match(name) and not path.exists()       # a film may well be called "Part2:end.mp4"
+        if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or scheme:
+            raise ValueError(f"{name!r} is no path below {self.root}: mend the list that names it")
+        return path
+
+    def texts(self, skip: np.ndarray | tuple = ()) -> Iterator[str]:
+        """Every caption in the order of the rows, but for the rows whose numbers are in `skip`."""
+        edges = [-1, *np.unique(np.asarray(skip, np.int64)).tolist(), self.rows]
+        for before, after in pairwise(edges):
+            first, last = self.data["cue_ends"][[before + 1, after]].tolist()
+            for block in range(first, last, BLOCK):
+                yield from self.captions(block, min(block + BLOCK, last))
+
+    def captions(self, first: int, last: int) -> Iterator[str]:
+        """The texts of the cues first, .., last - 1."""
+        ends = self.data["text_ends"][first : last + 1].tolist()
+        blob = self.data["texts"][ends[0] : ends[-1]].tobytes()
+        return (blob[start - ends[0] : end - ends[0]].decode("utf-8", "replace") for start, end in pairwise(ends))
+
+
+def mapped(path: Path, kind: str) -> np.ndarray:
+    """A file as a read-only array in the page cache, not in the process's own memory."""
+    if path.stat().st_size == 0:                                # nothing to map: no video of the set has captions
+        return np.empty(0, kind)
+    return np.memmap(path, kind, mode="r").view(np.ndarray)     # a plain array is twice as fast to index
+
+
+def held_out(index: Index, share: float = 0.02, least: int = 1, most: int = 200) -> np.ndarray:
+    """The row numbers, sorted, of the files never trained on: a share of the FILES, at least `least`, at most `most`.
+
+    They are the files whose paths have the smallest hashes: no order of folders, machine or seed changes the choice.
+    One file at least is left to train on, so that an index of a single file holds none out.
+    """
+    # Ours: the paper names no held-out part of its pre-training data.
+    files, enough = np.empty(0, np.uint64), math.ceil(most / share) if share else most + 1
+    for start in range(0, len(index), BLOCK):                   # with more files than `enough`, `most` decides anyway
+        files = np.union1d(files, index.data["hashes"][start : start + BLOCK])[: enough + 1]
+    count = min(max(round(share * len(files)), least), most, len(files) - 1)
+    rows = [start + np.flatnonzero(np.isin(index.data["hashes"][start : start + BLOCK], files[:count]))
+            for start in range(0, len(index), BLOCK)]
+    return np.concatenate(rows)
+
+
+def complement(k: int | np.ndarray, held: np.ndarray) -> np.int64 | np.ndarray:
+    """The k-th row number (from 0) that is not in `held`, which is sorted and holds none twice; k may be an array."""
+    return k + np.searchsorted(held - np.arange(len(held)), k, side="right")

@@ -1,0 +1,191 @@
+"""The memory-mapped index against the rows that were written, and the choice of held-out files against its law."""
+
+import json
+import math
+import pickle
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index import Index, Row, complement, held_out, write
+from subtitles import Cue
+
+ROWS = [
+    Row("a.mp4", 0.0, math.inf, [Cue(0.0, 1.5, "stir"), Cue(2.0, 3.0, "der Löffel, 匙")]),
+    Row("b/-x [1].webm", 30.0, 40.0, []),
+    Row("b/ü c.mkv", 0.0, math.inf, [Cue(7.25, 7.25, "end")]),
+    Row("b/-x [1].webm", 50.0, 60.5, [Cue(1.0, 2.0, "")]),
+]
+
+
+def index_of(folder, paths_or_rows, root="/films"):
+    rows = [row if isinstance(row, Row) else Row(row, 0.0, math.inf, []) for row in paths_or_rows]
+    write(folder / "index", Path(root), iter(rows))
+    return Index(folder / "index")
+
+
+def test_the_index_holds_the_rows_that_were_written(tmp_path):
+    index = index_of(tmp_path, ROWS)
+    assert len(index) == 4
+    assert [index[i] for i in range(4)] == ROWS
+    assert [index[i] for i in np.arange(4)] == list(index) == ROWS
+    assert index.path(2) == Path("/films/b/ü c.mkv")
+    assert {p.name for p in tmp_path.iterdir()} == {"index"}
+
+
+def test_rows_beyond_the_ends_are_refused(tmp_path):
+    index = index_of(tmp_path, ROWS)
+    for i in (-1, 4):
+        with pytest.raises(IndexError, match="4"):
+            index[i]
+
+
+def test_an_index_without_any_caption_can_be_read(tmp_path):
+    index = index_of(tmp_path, ["a.mp4", "b.mp4"])
+    assert index[1] == Row("b.mp4", 0.0, math.inf, [])
+    assert list(index.texts()) == []
+
+
+def test_texts_are_all_captions_but_those_of_the_rows_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr("index.BLOCK", 2)
+    rows = [Row(f"{i}.mp4", 0.0, math.inf, [Cue(0.0, 1.0, f"{i}{j}é") for j in range(i % 4)]) for i in range(11)]
+    index = index_of(tmp_path, rows)
+    for skip in ((), (0,), (10,), (3, 4, 9), (9, 3, 3), range(11)):
+        expected = [cue.text for i, row in enumerate(rows) if i not in skip for cue in row.cues]
+        assert list(index.texts(np.array(skip, dtype=np.int64))) == expected
+    assert list(index.texts()) == [cue.text for row in rows for cue in row.cues]
+
+
+def test_names_and_texts_that_are_no_unicode_survive_or_are_replaced(tmp_path):
+    index = index_of(tmp_path, [Row("caf\udce9.mp4", 0.0, 1.0, [Cue(0.0, 1.0, "a\ud800b")])])
+    assert index[0] == Row("caf\udce9.mp4", 0.0, 1.0, [Cue(0.0, 1.0, "a?b")])
+
+
+def test_a_pickled_index_is_its_folder_alone(tmp_path):
+    rows = [Row(f"{i}.mp4", 0.0, math.inf, [Cue(0.0, 1.0, "words " * 20)]) for i in range(1000)]
+    index = index_of(tmp_path, rows)
+    pickled = pickle.dumps(index)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled)[999] == rows[999]
+
+
+def test_reading_every_row_leaves_nothing_in_memory(tmp_path):
+    rows = (Row(f"{i}.mp4", 0.0, math.inf, [Cue(0.0, 1.0, "word " * 40)] * 5) for i in range(2000))
+    write(tmp_path / "index", Path("/films"), rows)
+    index = Index(tmp_path / "index")
+    index[0], index.path(0)
+    tracemalloc.start()
+    for i in range(len(index)):
+        index[i], index.path(i)
+    left = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert left < 20_000                                # the texts alone are 2 MB
+
+
+def test_an_empty_list_and_an_index_that_is_there_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no video found under /films"):
+        index_of(tmp_path, [])
+    assert list(tmp_path.iterdir()) == []
+    index_of(tmp_path, ROWS)
+    with pytest.raises(FileExistsError, match="delete it"):
+        index_of(tmp_path, ROWS)
+    assert len(Index(tmp_path / "index")) == 4
+
+
+def test_a_writing_that_fails_leaves_nothing_and_one_that_was_killed_is_written_over(tmp_path):
+    def rows():
+        yield ROWS[0]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path / "index", Path("/films"), rows())
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "index.partial").mkdir()
+    (tmp_path / "index.partial" / "texts").write_text("half a capt")
+    assert len(index_of(tmp_path, ROWS)) == 4
+    assert {p.name for p in tmp_path.iterdir()} == {"index"}
+
+
+def test_a_missing_or_damaged_index_is_refused_by_name_and_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere .*delete it"):
+        Index(tmp_path / "nowhere")
+    index_of(tmp_path, ROWS)
+    for file in sorted((tmp_path / "index").iterdir()):
+        whole = file.read_bytes()
+        for damage in (whole[:-1], b"", None):
+            file.unlink() if damage is None else file.write_bytes(damage)
+            with pytest.raises(ValueError, match=r"index holds no whole index .*delete it"):
+                Index(tmp_path / "index")
+        file.write_bytes(whole)
+    head = json.loads((tmp_path / "index" / "index.json").read_text())
+    for wrong in ({"format": 0}, {"rows": 5}, {"cues": 1}, {"rows": "4"}, {"root": 7}):
+        (tmp_path / "index" / "index.json").write_text(json.dumps(head | wrong))
+        with pytest.raises(ValueError, match="delete it"):
+            Index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("path", [
+    "../x.mp4", "a/../../x.mp4", "a/..", "/etc/passwd", "//etc/passwd", "file:///etc/passwd", "file:x", "http://host/x.mp4",
+    "concat:a.mp4|b.mp4", "C:\\x.mp4", "c:/x.mp4", "", "a\0b.mp4",
+])
+def test_a_path_that_leaves_the_root_is_refused(tmp_path, path):
+    index = index_of(tmp_path, [path])
+    with pytest.raises(ValueError, match="no path below /films"):
+        index.path(0)
+
+
+def test_odd_names_of_real_files_are_not_mistaken_for_protocols(tmp_path):
+    names = ["-dash.mp4", "..dots.mp4", "a..b/c.mp4", "Part2:end.mp4", "back\\slash.mp4", "100% ü.mp4"]
+    (tmp_path / "Part2:end.mp4").touch()
+    index = index_of(tmp_path, names, root=tmp_path)
+    assert [index.path(i) for i in range(len(names))] == [tmp_path / name for name in names]
+
+
+# Held-out files
+
+def held_paths(folder, paths, **law):
+    index = index_of(folder, paths)
+    rows = held_out(index, **law)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    held = {index[i].path for i in rows}
+    assert rows.tolist() == [i for i, path in enumerate(paths) if path in held]       # whole files, all their rows
+    return held
+
+
+@pytest.mark.parametrize(("files", "held"), [(1, 0), (2, 1), (3, 1), (49, 1), (100, 2), (1000, 20), (12_000, 200)])
+def test_two_percent_of_the_files_are_held_out_at_least_1_at_most_200_never_all(tmp_path, files, held):
+    assert len(held_paths(tmp_path, [f"{i}.mp4" for i in range(files)])) == held
+
+
+def test_the_share_counts_files_and_not_rows(tmp_path):
+    paths = [f"{i}.mp4" for i in range(99)] + ["long.mp4"] * 5000
+    assert len(held_paths(tmp_path, paths)) == 2
+
+
+def test_the_same_files_are_held_out_in_any_order_and_in_blocks_of_any_size(tmp_path, monkeypatch):
+    paths = [f"{i % 700}.mp4" for i in range(1000)]
+    expected = held_paths(tmp_path / "a", paths)
+    monkeypatch.setattr("index.BLOCK", 7)
+    assert held_paths(tmp_path / "b", paths[::-1]) == expected
+    assert held_paths(tmp_path / "c", sorted(paths)) == expected
+    assert len(expected) == 14
+
+
+def test_more_films_leave_the_held_out_ones_among_the_first_to_be_held_out(tmp_path):
+    few = held_paths(tmp_path / "a", [f"{i}.mp4" for i in range(1000)])
+    many = held_paths(tmp_path / "b", [f"{i}.mp4" for i in range(1200)], share=0.05)
+    assert few < many
+
+
+def test_nothing_is_held_out_where_nothing_is_asked_for(tmp_path):
+    assert held_paths(tmp_path, [f"{i}.mp4" for i in range(100)], share=0, least=0) == set()
+
+
+def test_the_complement_numbers_the_rows_that_are_not_held_out():
+    for held in ([], [0], [4], [0, 1, 2], [2, 3, 7], [0, 9], [1, 2, 3, 4, 5, 6, 7, 8, 9]):
+        held = np.array(held, dtype=np.int64)
+        left = [i for i in range(10) if i not in held]
+        assert complement(np.arange(len(left)), held).tolist() == left
+        assert [int(complement(k, held)) for k in range(len(left))] == left
