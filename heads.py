@@ -15,7 +15,7 @@ from torch import nn
 class BatchNorm(nn.Module):
     """Batch norm whose statistics are those of the valid rows; below two of them, the running statistics serve."""
 
-    # Official: momentum 0.9 of Keras, which is 0.1 here, and eps 1e-5.
+    # Official: momentum 0.9 of Keras, which is 0.1 here, and eps 1e-5 (the paper is silent).
     def __init__(self, d: int, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
         self.momentum, self.eps = momentum, eps
@@ -34,10 +34,10 @@ class BatchNorm(nn.Module):
             batch_var = ((rows - batch_mean).square() * weight).sum(0) / n.clamp(min=1)
             enough = n >= 2
             with torch.no_grad():
-                share = self.momentum * enough
-                self.running_mean.lerp_(batch_mean.to(self.running_mean), share.to(self.running_mean))
+                share = self.momentum * enough.to(self.running_mean)
+                self.running_mean.lerp_(batch_mean.to(self.running_mean), share)
                 unbiased = batch_var * n / (n - 1).clamp(min=1)
-                self.running_var.lerp_(unbiased.to(self.running_var), share.to(self.running_var))
+                self.running_var.lerp_(unbiased.to(self.running_var), share)
             mean, var = torch.where(enough, batch_mean, mean), torch.where(enough, batch_var, var)
         return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
 
@@ -49,7 +49,8 @@ class Projection(nn.Module):
     def __init__(self, d_in: int, d_out: int):
         super().__init__()
         self.linear, self.norm = nn.Linear(d_in, d_out, bias=False), BatchNorm(d_out)
-        nn.init.xavier_uniform_(self.linear.weight)  # Official: Glorot uniform, the default of Keras.
+        # Official: Glorot uniform, the default of Keras (the paper is silent).
+        nn.init.xavier_uniform_(self.linear.weight)
 
     def forward(self, x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
         """x (..., d_in), valid (...) bool -> (..., d_out)"""

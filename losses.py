@@ -34,7 +34,7 @@ def mil_nce(z_v: torch.Tensor, z_t: torch.Tensor, has_text: torch.Tensor | None 
         dtype = torch.promote_types(z_v.dtype, torch.float32)
         z_v, z_t = F.normalize(z_v.to(dtype), dim=-1), F.normalize(z_t.to(dtype), dim=-1)
         s = torch.einsum("id,jkd->ijk", z_v, z_t) / temperature                           # (B, B, K) video i, caption j k
-        # Finite, because the gradient of a log-sum-exp over nothing but -inf is NaN.
+        # Finite, so that a clip without any caption has a loss that is a number, which is then left out.
         nothing = torch.finfo(s.dtype).min
         s = s.masked_fill(~has_text, nothing)
         others = s.masked_fill(torch.eye(b, dtype=torch.bool, device=s.device)[..., None], nothing)

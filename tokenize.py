@@ -8,6 +8,7 @@ and from this folder Python gets this file when it starts (see the end).
     B clips   T H W frames, rows, columns   t h w size of a patch   S samples of sound   N tokens   d width   L words
 """
 
+import builtins
 import math
 import os
 import unicodedata
@@ -68,8 +69,8 @@ def position_sum(*tables):
 
     Tables (T/t, d), (H/h, d), (W/w, d) -> (N, d), in the order of `video_patches`; two tables place a spectrogram's.
     """
-    # Paper: the plain sum (official: LayerNorm of the sum). Official: rows index the vertical table and columns the
-    # horizontal one; Eq. 1 has the two names the other way round.
+    # Paper: the plain sum (official: LayerNorm of the sum).
+    # Official: rows index the vertical table, columns the horizontal one (Eq. 1 has the two names the other way round).
     total = tables[0]
     for table in tables[1:]:
         total = (total.unsqueeze(1) + table).flatten(0, 1)
@@ -87,27 +88,26 @@ class Vocabulary:
     def __init__(self, words):
         self.words = [*self.special, *words]
         self.ids = {word: i for i, word in enumerate(self.words)}
-        if len(self.ids) != len(self.words):
-            raise ValueError(f"vocabulary: {len(self.words) - len(self.ids)} words stand in it twice")
 
     @classmethod
     def build(cls, texts, size=2**16):
         """From an iterable of captions; at most `size` entries (2^16 in Section 4.1), the two special ones included."""
         counts = Counter(word for text in texts for word in split(text))
-        return cls(sorted(counts, key=lambda word: (-counts[word], word))[: size - len(cls.special)])
+        return cls(sorted(counts, key=lambda word: (-counts[word], word))[: max(0, size - len(cls.special))])
 
     @classmethod
     def load(cls, path):
         """From a text file of one word a line, as `save` writes it; ValueError if its first lines are not the special ones."""
-        with open(path, encoding="utf-8") as file:
-            words = file.read().split("\n")[:-1]
-        if tuple(words[:2]) != cls.special:
-            raise ValueError(f"{path} is no vocabulary: its first two lines must be <pad> and <unk>")
+        # `open` alone can be that of Python's `tokenize`, whose names this module then shares.
+        with builtins.open(path, encoding="utf-8") as file:
+            words = file.read().removesuffix("\n").split("\n")
+        if tuple(words[:2]) != cls.special or len(set(words)) != len(words):
+            raise ValueError(f"{path} is no vocabulary: one word a line, none twice, the first two <pad> and <unk>")
         return cls(words[2:])
 
     def save(self, path):
         """One word a line; a word's id is its line, counted from 0."""
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
+        with builtins.open(path, "w", encoding="utf-8", newline="\n") as file:
             file.write("".join(f"{word}\n" for word in self.words))
 
     def encode(self, text, length=16):
@@ -123,7 +123,8 @@ def split(text):
     """Caption -> words: lower case, punctuation deleted ("don't" is "dont"), cut at white space; letters of any alphabet."""
     # Ours: punctuation and capitals of all alphabets (official: ASCII only, so that "CAFÉ" becomes <unk>).
     text = unicodedata.normalize("NFC", text[:4096]).lower()
-    return "".join(" " if c == "\0" else c for c in text if unicodedata.category(c)[0] not in "PS").split()
+    kinds = ((c, unicodedata.category(c)) for c in text)
+    return "".join(" " if kind in ("Cc", "Cs") else c for c, kind in kinds if kind[0] not in "PS").split()
 
 
 def _pad(x, dim, multiple):

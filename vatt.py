@@ -8,15 +8,21 @@
 
 import dataclasses
 import importlib
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import augment
+import decode
 import droptoken
 import tokenize
 from heads import Heads
+from training import Run, load_weights
 from transformer import SIZES, Size, Transformer, truncated_normal_
 
 importlib.reload(tokenize)  # ours, even where pytest, a debugger or a notebook has already imported Python's
@@ -61,13 +67,13 @@ class Config:
         return cls(**{**fields, **sizes, "patch": tuple(fields["patch"])})
 
 
-# Paper: Section A.2.2.         video            audio            text
+# Section A.2.2.                video            audio            text
 PRESETS = dict(
     bbs  = Config(SIZES["base"],   SIZES["base"],   SIZES["small"]),
     mbs  = Config(SIZES["medium"], SIZES["base"],   SIZES["small"]),
     lbs  = Config(SIZES["large"],  SIZES["base"],   SIZES["small"]),
     ma   = Config(SIZES["medium"], SIZES["medium"], SIZES["medium"], shared=True),
-    # Ours: what one GPU trains, and what two CPU cores train in minutes.
+    # What one GPU trains, and what two CPU cores train in minutes.
     sss  = Config(SIZES["small"],  SIZES["small"],  SIZES["small"]),
     demo = Config(Size(2, 128, 512, 2), Size(2, 128, 512, 2), Size(2, 64, 256, 1), frames=16, size=32, patch=(4, 8, 8),
                   rate=16000, vocabulary=2**12, d_va=128, d_vt=64, dropout=0.0, position_std=0.02),
@@ -115,7 +121,7 @@ class Backbones(nn.Module):
         # Paper: a learnable v x d projection of one-hot words (official: frozen word2vec, then a linear layer and GELU).
         self.W_tp = nn.Parameter(torch.empty(c.vocabulary, c.text.d).uniform_(-0.05, 0.05))
         if c.shared:
-            # Official: learned absolute positions of words in the shared backbone (the relative bias is the text model's).
+            # Official: absolute positions of words in the shared backbone (the paper's relative bias is the text model's).
             self.e_text = self.table(c.words, c.text.d)
             self.transformer = Transformer(c.video, aggs=3, dropout=c.dropout)
         else:
@@ -123,38 +129,50 @@ class Backbones(nn.Module):
             self.audio_transformer = Transformer(c.audio, dropout=c.dropout)
             # Paper: no position encoding of words, but a relative bias in the first layer.
             self.text_transformer = Transformer(c.text, relative_bias=True, dropout=c.dropout)
-        self.dropout = nn.Dropout(c.dropout)  # Official: dropout after the positions too.
+        # Official: dropout after the positions too (the paper does not speak of dropout).
+        self.dropout = nn.Dropout(c.dropout)
 
     def forward(self, video, audio, text, drop=(0.0, 0.0), keys=None):
-        """Figure 1: z_out of the three modalities, from the same clip.
+        """Figure 1: z_out of the three modalities of the same clips; heads (3.3) and losses (3.4) come after.
 
         drop: the shares of video and audio tokens that DropToken leaves out; keys (B, 2) int64 choose which.
         """
-        v = tokenize.video_patches(video, *self.config.patch)                 # (B, N, t h w 3)    3.1
-        a = self.audio_patches(audio)                                         # (B, N, t)
+        key_v, key_a = (None, None) if keys is None else keys.unbind(1)
+        return self.video(video, drop[0], key_v), self.audio(audio, drop[1], key_a), self.text(text)
 
-        v = self.tokens(v, self.W_vp, self.video_positions(), drop[0], keys, 0)  # (B, N', d)      3.1.1, Eq. 1
-        a = self.tokens(a, self.W_ap, self.audio_positions(), drop[1], keys, 1)  # (B, N', d)
-        t = self.words(text.flatten(0, 1))                                    # (B K, L, d)
+    def video(self, video, drop=0.0, keys=None):
+        """(B, T, H, W, 3) -> z_out (B, d)"""
+        x = tokenize.video_patches(video, *self.config.patch)                         # (B, N, t h w 3)    3.1
+        e = tokenize.position_sum(self.e_temporal, self.e_vertical, self.e_horizontal)  # (N, d)           Eq. 1
+        x = self.tokens(x, self.W_vp, e, drop, keys)                                  # (B, N', d)         3.1.1
+        return self.encode(x, "video")                                                # (B, d)             3.2, Eq. 2
 
-        z_video = self.encode(v, "video")                                     # (B, d)             3.2, Eq. 2
-        z_audio = self.encode(a, "audio")                                     # (B, d)
-        z_text = self.encode(t, "text", text.flatten(0, 1) != 0)              # (B K, d)
-        return z_video, z_audio, z_text.unflatten(0, text.shape[:2])          # heads: 3.3, losses: 3.4
+    def audio(self, audio, drop=0.0, keys=None):
+        """(B, S) -> z_out (B, d)"""
+        if self.config.audio_input == "spectrogram":
+            with torch.autocast(audio.device.type, enabled=False):  # bf16 would round the logarithm to 1 in 256
+                x = tokenize.spectrogram_patches(tokenize.mel_spectrogram(audio, self.config.rate))  # (B, N, t f)  A.5
+            e = tokenize.position_sum(self.e_audio, self.e_frequency)                 # (N, d)
+        else:
+            x, e = tokenize.waveform_patches(audio, self.config.audio_patch), self.e_audio  # (B, N, t)    3.1
+        x = self.tokens(x, self.W_ap, e, drop, keys)                                  # (B, N', d)         3.1.1
+        return self.encode(x, "audio")                                                # (B, d)             3.2, Eq. 2
 
-    def tokens(self, patches, W, positions, drop=0.0, keys=None, column=0):
+    def text(self, text):
+        """(B, K, L) ids -> z_out (B, K, d), each caption on its own"""
+        flat = text.flatten(0, 1)                                                     # (B K, L)
+        x = F.embedding(flat, self.W_tp)                                              # (B K, L, d)        3.1
+        x = self.dropout(x + self.e_text[: x.shape[1]] if self.config.shared else x)
+        return self.encode(x, "text", flat != 0).unflatten(0, text.shape[:2])         # (B, K, d)          3.2, Eq. 2
+
+    def tokens(self, patches, W, positions, drop=0.0, keys=None):
         """x W_P + e_POS of the patches that DropToken leaves (Eq. 2).  (B, N, p) -> (B, N', d)"""
-        # Ours: raw patches are dropped, which gives the same tokens for less work (official: after projection and
-        # positions). Paper: W_P has no bias in Eq. 2, it would be a part of every position (official: with bias).
+        # Ours: raw patches are dropped, which gives the same tokens for less work (official: after projection, positions).
+        # Paper: W_P has no bias in Eq. 2; it would be a part of every position (official: with bias).
         if drop:
-            kept = droptoken.keep(patches.shape[1], drop, keys[:, column])    # (B, N')
+            kept = droptoken.keep(patches.shape[1], drop, keys)            # (B, N')
             patches, positions = droptoken.take(patches, kept), F.embedding(kept, positions)
         return self.dropout(patches @ W + positions)
-
-    def words(self, text):
-        """One-hot words times W_tp, which is a look-up.  (B, L) -> (B, L, d)"""
-        x = F.embedding(text, self.W_tp)
-        return self.dropout(x + self.e_text[: x.shape[1]] if self.config.shared else x)
 
     def encode(self, tokens, modality, mask=None):
         """z_out of AGG; in the shared backbone each modality has an AGG of its own.  (B, N, d) -> (B, d)"""
@@ -163,25 +181,47 @@ class Backbones(nn.Module):
         # Paper: tokens go straight in (official: a linear layer and GELU before and after the shared backbone).
         return self.transformer(tokens, mask, agg=("video", "audio", "text").index(modality))
 
-    def audio_patches(self, audio):
-        """(B, S) -> (B, N, t), of the waveform or of its mel spectrogram"""
-        if self.config.audio_input == "spectrogram":
-            return tokenize.spectrogram_patches(tokenize.mel_spectrogram(audio, self.config.rate))
-        return tokenize.waveform_patches(audio, self.config.audio_patch)
-
-    def video_positions(self):
-        """Eq. 1 -> (N, d)"""
-        return tokenize.position_sum(self.e_temporal, self.e_vertical, self.e_horizontal)
-
-    def audio_positions(self):
-        """-> (N, d); a spectrogram's patches have a place in time and one in frequency"""
-        spectrogram = self.config.audio_input == "spectrogram"
-        return tokenize.position_sum(self.e_audio, self.e_frequency) if spectrogram else self.e_audio
-
     def table(self, n, d):
         """A learned position table (n, d)"""
         # Official: a truncated normal of standard deviation d^-0.5 (the paper is silent).
         return nn.Parameter(truncated_normal_(torch.empty(n, d), self.config.position_std or d**-0.5))
+
+
+class Trained(VATT):
+    """VATT that embeds files and sentences, normalised, so that a dot product is the cosine similarity (Section A.3.3)."""
+
+    @torch.no_grad()
+    def embed_video(self, path: str | Path, space: str = "vt", windows: int = 4) -> torch.Tensor:
+        """A video file -> (d_vt,), or (d_va,) for space "va": the mean over `windows` clips spread over the film.
+
+        Raises decode.Unreadable. Compare "vt" with `embed_text`, "va" with `embed_audio`.
+        """
+        c = self.config
+        with decode.Media(path) as media:
+            box = augment.centre_box(media.width, media.height)
+            clips = [media.video(s, c.frames, c.fps, box, (c.size, c.size)) for s in self.starts(media, windows)]
+        z = self.backbones.video(augment.augment(torch.from_numpy(np.stack(clips)), None, None))
+        return F.normalize(self.heads.video(z)[("va", "vt").index(space)].mean(0), dim=0)
+
+    @torch.no_grad()
+    def embed_audio(self, path: str | Path, windows: int = 4) -> torch.Tensor:
+        """A sound or video file -> (d_va,). Raises decode.Unreadable, ValueError where it has no sound."""
+        c = self.config
+        with decode.Media(path) as media:
+            clips = [media.audio(s, c.samples, c.rate) for s in self.starts(media, windows)]
+        z = self.backbones.audio(torch.from_numpy(np.stack(clips)))
+        return F.normalize(self.heads.audio(z).mean(0), dim=0)
+
+    @torch.no_grad()
+    def embed_text(self, text: str) -> torch.Tensor:
+        """A sentence -> (d_vt,)"""
+        ids = torch.tensor([[self.vocabulary.encode(text, self.config.words)]])
+        return F.normalize(self.heads.text(self.backbones.text(ids))[0, 0], dim=0)
+
+    def starts(self, media: decode.Media, windows: int) -> list[float]:
+        """Seconds at which evenly spread clips begin"""
+        last = max(0.0, media.duration - self.config.frames / self.config.fps)
+        return [last * i / max(1, windows - 1) for i in range(windows)]
 
 
 def projection(d: int, channels: int, *patch: int) -> nn.Parameter:
@@ -199,6 +239,55 @@ def resize_table(table: torch.Tensor, n: int) -> torch.Tensor:
     x = table.detach().T[None, :, :, None].to(torch.promote_types(table.dtype, torch.float32))  # (1, d, m, 1)
     x = F.interpolate(x, size=(n, 1), mode="bicubic", align_corners=False)
     return x[0, :, :, 0].T.to(table.dtype).contiguous()
+
+
+def load(run: str | Path) -> "Trained":
+    """The model of a run (or of a model.safetensors in a folder with its config.json and vocabulary.txt), in eval mode.
+
+    Raises ValueError where `run` is none, or its checkpoint is of another model.
+    """
+    run = Path(run)
+    folder = run.parent if run.suffix == ".safetensors" else run
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no run: it has no config.json (python pretrain.py makes runs/demo)")
+    model = Trained(Config.from_json(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]))
+    load_weights(model, weights(run), str(run))
+    model.vocabulary = tokenize.Vocabulary.load(folder / "vocabulary.txt")
+    return model.eval()
+
+
+def share(model: VATT, run: Path) -> str:
+    """Writes model.safetensors, which anyone can load without trusting it, if safetensors is installed.
+
+    -> the end of a sentence: that it was written, or what to install.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        return " (pip install safetensors writes weights to share)"
+    save_file({k: v.detach().cpu().float().contiguous() for k, v in model.state_dict().items()}, run / "model.safetensors")
+    return ", model.safetensors"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """All weights of a .safetensors file or of the newest checkpoint of a run; ValueError where there is none"""
+    if run.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(run)
+    state = Run(run).newest()
+    if state is None:
+        raise ValueError(f"{run} holds no checkpoint that can be read: train it first, or name another run")
+    return state["model"]
+
+
+def initialise(model: VATT, run: Path) -> None:
+    """Starts `model` from the weights of a run; position tables of other sizes are resized (Section A.2.5)."""
+    start, own = weights(run), model.state_dict()
+    for name in own:
+        if ".e_" in name and name in start and start[name].shape[1:] == own[name].shape[1:]:
+            start[name] = resize_table(start[name], len(own[name]))
+    load_weights(model, start, f"--init {run}")
 
 
 def parameter_table() -> str:

@@ -1,0 +1,279 @@
+"""From files to batches: what is in a clip (Sections 3.4, 4.1, A.2.1). Which clip fills a slot is in `sampling.py`.
+
+    video (B, T, H, W, 3) uint8   audio (B, S) float32   text (B, K, L) int64   has_audio (B,) bool   has_text (B, K) bool
+    flip (B,) bool   colour (B, 5) float32   keys (B, 2) int64 for DropToken of video and audio
+"""
+
+import collections
+import math
+import signal
+from typing import NamedTuple
+
+import augment
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from decode import Media, Unreadable
+from index import Index, Row, complement
+from sampling import Slots, Steps, generator
+from subtitles import nearest
+
+TRIES = 100  # files that one slot may try before the data are given up
+
+
+class Recipe(NamedTuple):
+    """How a clip is cut; the defaults are the paper's (Sections 4.1, A.2.1)."""
+
+    frames: int = 32
+    fps: float = 10.0
+    size: int = 224
+    rate: int = 48000
+    samples: int = 153600
+    captions: int = 5
+    words: int = 16
+    area: tuple[float, float] = (0.08, 1.0)
+    colour: tuple[float, float, float, float] = (32 / 255, 0.4, 0.4, 0.2)  # brightness, saturation, contrast, hue
+    noise: float = 0.01
+    cache: float = 0.0             # GB of decoded clips that a process keeps
+    control: str | None = None     # "captions" or "audio": taken from another file, so that there is nothing to learn
+
+
+class Source(NamedTuple):
+    """One of the data sets of a mixture: its rows, those held out (row numbers, ascending), and its share of the slots."""
+
+    index: Index
+    held: np.ndarray
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.index) - len(self.held)
+
+
+class Bad:
+    """Unreadable files: each named once, all counted by reason, and their share of the last thousand tries."""
+
+    def __init__(self, most: float):
+        self.most, self.reasons, self.names, self.recent = most, collections.Counter(), {}, collections.deque()
+
+    def add(self, served: int, failed: list[tuple[str, str]]) -> None:
+        """A step: clips served, files that failed on the way"""
+        self.recent.append((served + len(failed), len(failed)))
+        while sum(n for n, _ in self.recent) - self.recent[0][0] >= 1000:
+            self.recent.popleft()
+        for path, reason in failed:
+            self.reasons[reason] += 1
+            self.names.setdefault(path, reason)
+
+    @property
+    def too_many(self) -> bool:
+        """True past `most`, judged once five are bad"""
+        tried, bad = (sum(x) for x in zip(*self.recent, strict=True)) if self.recent else (0, 0)
+        return bad >= 5 and bad > self.most * tried
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in self.reasons.most_common())
+        return f"{sum(self.reasons.values())} draws of {len(self.names)} unreadable files ({reasons})"
+
+
+class TooManyBad(RuntimeError):
+    """The data cannot be trusted any more: names what failed and why."""
+
+
+class Clips(Dataset):
+    """The training clips: item (step, slot) -> (a dictionary of one clip's arrays, what failed on the way to it)."""
+
+    def __init__(self, sources: list[Source], slots: Slots, recipe: Recipe, vocabulary, seed: int = 0):
+        self.sources, self.slots, self.recipe, self.vocabulary, self.seed = sources, slots, recipe, vocabulary, seed
+        self.reader = Reader(recipe)
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
+        step, slot = at
+        source, k = self.slots(step, slot)
+        failed = []
+        for attempt in range(TRIES):
+            rng = generator(self.seed, step, slot, attempt)
+            if attempt:
+                k = int(rng.integers(len(self.sources[source])))
+            try:
+                return self.clip(self.sources[source], k, rng), failed
+            except Unreadable as e:
+                failed.append((str(e.path), e.reason))
+        reasons = collections.Counter(reason for _, reason in failed).most_common()
+        raise TooManyBad(f"{TRIES} files in a row could not be read ({', '.join(f'{r}: {n}' for r, n in reasons)}), "
+                         f"the first is {failed[0][0]}: check --data")
+
+    def clip(self, source: Source, k: int, rng: np.random.Generator) -> dict:
+        """A random place of a random file: frames, the sound in sync with them, the captions nearest in time (3.4)"""
+        r, index = self.recipe, source.index
+        number = int(complement(k, source.held))
+        row = index[number]
+        sound, words = index.path(number), row
+        if r.control:
+            other = int(complement((k + len(source) // 2) % len(source), source.held))
+            sound = index.path(other) if r.control == "audio" else sound
+            words = index[other] if r.control == "captions" else row
+        with self.reader.open(index.path(number)) as media:
+            start = random_start(rng, row, media.duration, r)
+            box = augment.random_box(rng, media.width, media.height, r.area)
+            video = media.video(start, r.frames, r.fps, box, (r.size, r.size))
+            has_audio = media.has_audio
+            audio = media.audio(start, r.samples, r.rate) if has_audio and r.control != "audio" else None
+        if r.control == "audio":
+            with self.reader.open(sound) as media:
+                has_audio = media.has_audio
+                audio = media.audio(start, r.samples, r.rate) if has_audio else None
+        if not has_audio:
+            audio = np.zeros(r.samples, np.float32)
+        elif r.noise:
+            audio = augment.audio_noise(audio, rng, r.noise)
+        text, has_text = captions(words, start, r, self.vocabulary)
+        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text,
+                    flip=bool(rng.random() < 0.5), colour=augment.colour_draws(rng, *r.colour),
+                    keys=rng.integers(2**62, size=2), path=str(index.path(number)))
+
+
+class HeldOut(Dataset):
+    """The held-out clips: the middle of each held-out row, the central square, no augmentation; None where unreadable."""
+
+    def __init__(self, sources: list[Source], recipe: Recipe, vocabulary):
+        self.rows = [(source.index, int(i)) for source in sources for i in source.held]
+        self.recipe, self.vocabulary, self.reader = recipe, vocabulary, Reader(recipe)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:
+        r, (index, number) = self.recipe, self.rows[i]
+        row, path = index[number], index.path(number)
+        try:
+            with self.reader.open(path) as media:
+                first, last = starts(row, media.duration, r)
+                start = math.floor((first + last) / 2 * r.fps) / r.fps
+                box = augment.centre_box(media.width, media.height)
+                video = media.video(start, r.frames, r.fps, box, (r.size, r.size))
+                has_audio = media.has_audio
+                audio = media.audio(start, r.samples, r.rate) if has_audio else np.zeros(r.samples, np.float32)
+        except Unreadable as e:
+            return None, [(str(e.path), e.reason)]
+        text, has_text = captions(row, start, r, self.vocabulary)
+        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text, path=str(path)), []
+
+
+def starts(row: Row, duration: float, r: Recipe) -> tuple[float, float]:
+    """The first and the last second at which a clip of this row may begin"""
+    first, end = row.start, min(row.end, duration)
+    if first >= duration:
+        raise Unreadable(row.path, "start past the end")
+    return first, max(first, end - r.frames / r.fps)
+
+
+def random_start(rng: np.random.Generator, row: Row, duration: float, r: Recipe) -> float:
+    """Uniform on the frames of the row from which a whole clip follows; 0 where the row is too short (it loops)"""
+    first, last = starts(row, duration, r)
+    return first + int(rng.integers(math.floor((last - first) * r.fps + 1e-6) + 1)) / r.fps
+
+
+def captions(row: Row, start: float, r: Recipe, vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """The K captions nearest in time to the clip (Eq. 5), the nearest first -> ids (K, L) int64, which are there (K,) bool"""
+    text = np.zeros((r.captions, r.words), np.int64)
+    near = nearest([(c.start, c.end) for c in row.cues], start, start + r.frames / r.fps, r.captions)
+    for k, i in enumerate(near):
+        text[k] = vocabulary.encode(row.cues[i].text, r.words)
+    # Ours: a caption with no known word says nothing, so it counts as missing (official: it is kept).
+    return text, (text > 1).any(1)
+
+
+class Reader:
+    """Opens media files; with `cache`, whole files are decoded once, at the short side and frame rate of the recipe."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.kept, self.room = recipe, {}, recipe.cache * 1e9
+
+    def open(self, path):
+        """-> a context manager with the members of `decode.Media`; raises Unreadable"""
+        if not self.recipe.cache:
+            return Media(path)
+        if path not in self.kept:
+            whole = Decoded(path, self.recipe)
+            if whole.nbytes > self.room:
+                return whole
+            self.kept[path], self.room = whole, self.room - whole.nbytes
+        return self.kept[path]
+
+
+class Decoded:
+    """A file decoded whole, small and in memory, that is read like `decode.Media`."""
+
+    def __init__(self, path, r: Recipe):
+        with Media(path) as media:
+            self.duration, self.has_audio = media.duration, media.has_audio
+            scale = r.size / min(media.width, media.height)
+            self.width, self.height = (max(r.size, round(x * scale)) for x in (media.width, media.height))
+            n = max(1, round(media.duration * r.fps))
+            self.frames = media.video(0.0, n, r.fps, size=(self.height, self.width))
+            wave = media.audio(0.0, round(media.duration * r.rate), r.rate) if self.has_audio else np.zeros(0, np.float32)
+        self.wave = (wave * 32767).astype(np.int16)
+        self.nbytes = self.frames.nbytes + self.wave.nbytes
+
+    def video(self, start: float, frames: int, fps: float, box, size: tuple[int, int]) -> np.ndarray:
+        """As `Media.video`, from the frames in memory"""
+        at = (round(start * fps) + np.arange(frames)) % len(self.frames)
+        return crop(self.frames[at], box, size)
+
+    def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
+        """As `Media.audio`, from the sound in memory"""
+        wave = self.wave[round(start * rate) :][:samples].astype(np.float32) / 32767
+        return np.pad(wave, (0, samples - len(wave)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def crop(frames: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+    """uint8 (T, H, W, 3), box (left, top, right, bottom) in fractions -> uint8 (T, h, w, 3), bilinear"""
+    height, width = frames.shape[1:3]
+    left, top = math.floor(box[0] * width), math.floor(box[1] * height)
+    right, bottom = max(left + 1, round(box[2] * width)), max(top + 1, round(box[3] * height))
+    part = torch.from_numpy(frames[:, top:bottom, left:right]).permute(0, 3, 1, 2).float()  # (T, 3, ., .)
+    part = F.interpolate(part, size=size, mode="bilinear").add_(0.5).byte()
+    return part.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tuple[str, str]]]:
+    """Clips -> a batch of tensors (None where no clip is left), and all that failed"""
+    clips = [clip for clip, _ in items if clip is not None]
+    failed = [f for _, fs in items for f in fs]
+    if not clips:
+        return None, failed
+    batch = {k: torch.from_numpy(np.stack([c[k] for c in clips])) for k in clips[0] if k != "path"}
+    return {**batch, "path": [c["path"] for c in clips]}, failed
+
+
+def ignore_signals(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the main one decides when to stop"""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def train_loader(clips: Clips, batch: int, rank: int, world: int, first: int, steps: int, workers: int, pin: bool):
+    """The batches of steps first .. steps - 1; process `rank` of `world` has as many slots as any other, in order."""
+    slots = range(rank * batch // world, (rank + 1) * batch // world)
+    return DataLoader(clips, batch_sampler=Steps(first, steps, slots), num_workers=workers, collate_fn=collate,
+                      pin_memory=pin, worker_init_fn=ignore_signals)
+
+
+def held_out_loader(clips: HeldOut, batch: int, rank: int, world: int, workers: int) -> DataLoader:
+    """Every held-out clip once, over all processes"""
+    mine = list(range(rank, len(clips), world))
+    return DataLoader(clips, batch_size=batch, sampler=mine, num_workers=workers, collate_fn=collate,
+                      worker_init_fn=ignore_signals)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The tensors of a batch, copied while the device computes"""
+    return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}

@@ -1,0 +1,373 @@
+"""Pre-training (Sections 3.4, 4.1, A.2.4): `python pretrain.py` is the demo, `torchrun ... pretrain.py --preset mbs` the paper.
+
+    batch -> backbones -> z_out ==== gathered from all processes, with gradient ==== heads -> NCE + lambda MIL-NCE
+
+Every process computes the loss of the whole batch, so W processes compute what one computes.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import augment
+import data
+import datasets
+import demo
+import figures
+import index
+import losses
+import vatt
+from evaluate import TASKS, retrieval, table
+from sampling import Slots, key
+from training import Processes, Run, Stop, fail, learning_rate, load_weights, mendable
+
+# Sections 4.1, A.2.1 and A.2.4.
+# Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
+PAPER = dict(steps=500_000, batch=2048, lr=1e-4, lr_end=5e-5, warmup=10_000, drop=(0.5, 0.5), area=(0.08, 1.0),
+             colour=(32 / 255, 0.4, 0.4, 0.2), noise=0.01, workers=8, cache=0.0, save_every=1000, eval_every=5000)
+RECIPES = {
+    **dict.fromkeys(("bbs", "mbs", "lbs", "ma"), PAPER),
+    "sss": {**PAPER, "steps": 100_000, "batch": 128, "warmup": 2000},
+    "demo": {**PAPER, "steps": 640, "batch": 64, "lr": 2e-3, "lr_end": 2e-4, "warmup": 40, "drop": (0.5, 0.75),
+             "area": (0.6, 1.0), "colour": (32 / 255, 0.0, 0.0, 0.0), "noise": 0.0, "workers": 0, "cache": 1.0,
+             "save_every": 100, "eval_every": 160},
+}
+DEMO = Path("demo-data")
+MAY_DIFFER = {"out", "workers", "cache", "save_every", "eval_every", "max_bad", "init"}  # and the run goes on all the same
+
+
+def flags() -> argparse.ArgumentParser:
+    """The command line; None stands for the preset's value"""
+    p = argparse.ArgumentParser(description="Pre-train VATT from video files. Without flags: the demo, in minutes on 2 cores.")
+    g = p.add_argument_group("data")
+    g.add_argument("--data", nargs="+", metavar="[KIND=]PATH", help="folders of videos; kinds: howto100m, audioset, folder, "
+                   "found out where not given (default: the demo's data, written to demo-data/)")
+    g.add_argument("--weights", nargs="+", type=float, metavar="W", help="share of each source in a batch (default: equal)")
+    g.add_argument("--val", metavar="PATH", help="held-out videos (default: 2%% of the files of --data, 1 to 200)")
+    g.add_argument("--control", choices=("captions", "audio"), help="take these from another file: nothing can be learned")
+    g = p.add_argument_group("model (defaults: the preset's)")
+    g.add_argument("--preset", choices=vatt.PRESETS, default="demo", help="sizes of the model and recipe of the training")
+    g.add_argument("--init", metavar="RUN", help="start from the weights of this run; positions are resized")
+    g.add_argument("--frames", type=int, help="of a clip")
+    g.add_argument("--fps", type=float, help="frames per second")
+    g.add_argument("--size", type=int, help="height and width of a frame, pixels")
+    g.add_argument("--patch", type=int, nargs=3, metavar=("T", "H", "W"), help="frames, rows and columns of a video patch")
+    g.add_argument("--audio-input", choices=("waveform", "spectrogram"), help="Table 10")
+    g.add_argument("--rate", type=int, help="of the sound, Hz")
+    g.add_argument("--dropout", type=float, help="in the Transformers")
+    g.add_argument("--vocabulary", type=int, help="words at most")
+    g = p.add_argument_group("optimisation (defaults: the preset's)")
+    g.add_argument("--steps", type=int, help="batches in all")
+    g.add_argument("--batch", type=int, help="clips in a batch, over all processes")
+    g.add_argument("--lr", type=float, help="Adam's learning rate after the warm-up")
+    g.add_argument("--lr-end", type=float, help="and at the last step")
+    g.add_argument("--warmup", type=int, help="steps")
+    g.add_argument("--drop", type=float, nargs="+", metavar="SHARE", help="DropToken's share, of video and of audio")
+    g.add_argument("--area", type=float, nargs=2, metavar=("MIN", "MAX"), help="of a crop, as a fraction of the frame")
+    g.add_argument("--colour", type=float, nargs=4, metavar=("B", "S", "C", "H"),
+                   help="largest change of brightness, saturation, contrast, hue")
+    g.add_argument("--noise", type=float, help="in the sound, as a fraction of its maximum")
+    g = p.add_argument_group("run")
+    g.add_argument("--out", type=Path, help="folder of the run; the same command goes on in it (default: runs/demo, "
+                   "or runs/pretrain with --data)")
+    g.add_argument("--seed", type=int, default=0, help="of everything random")
+    g.add_argument("--workers", type=int, help="processes that decode, for each process that trains")
+    g.add_argument("--cache", type=float, metavar="GB", help="decoded videos kept in memory, in each of them; for small data")
+    g.add_argument("--precision", choices=("fp32", "bf16", "fp64"), help="default: bf16 on a GPU that has it, else fp32")
+    g.add_argument("--save-every", type=int, metavar="STEPS", help="a checkpoint; the last two are kept")
+    g.add_argument("--eval-every", type=int, metavar="STEPS", help="retrieval on the held-out clips")
+    g.add_argument("--max-bad", type=float, default=0.05, metavar="SHARE", help="of unreadable files among the last thousand, "
+                   "past which the run stops; 1: never")
+    g.add_argument("--dry-run", action="store_true", help="build everything, decode one batch, print it and leave")
+    return p
+
+
+def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace:
+    """The flags, filled up from the preset and checked; ends with exit code 2 and one line where one cannot be"""
+    p = flags()
+    args = p.parse_args(argv)
+    config = vatt.PRESETS[args.preset]
+    for name, value in vars(args).items():
+        if value is None:
+            if name in RECIPES[args.preset]:
+                setattr(args, name, RECIPES[args.preset][name])
+            elif hasattr(config, name):
+                setattr(args, name, getattr(config, name))
+    args.drop = tuple(args.drop) * (2 if len(args.drop) == 1 else 1)
+    args.out = args.out or Path("runs/pretrain" if args.data else "runs/demo")
+    if args.precision is None:
+        args.precision = "bf16" if processes.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    for name, least in (("steps", 1), ("batch", 2), ("frames", 1), ("size", 1), ("rate", 1), ("warmup", 0), ("workers", 0),
+                        ("save_every", 1), ("eval_every", 1), ("vocabulary", 3), ("cache", 0), ("noise", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            p.error(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+    for name in ("fps", "lr", "lr_end"):
+        if not 0 < getattr(args, name) < float("inf"):
+            p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
+    if args.batch % processes.world:
+        p.error(f"--batch {args.batch} must divide by the {processes.world} processes")
+    if args.warmup >= args.steps and args.steps > 1:
+        args.warmup = args.steps // 10
+        processes.print(f"--warmup is at least --steps: {args.warmup} steps instead")
+    if len(args.drop) != 2 or not all(0 <= d < 1 for d in args.drop):
+        p.error(f"--drop takes one share or two (video, audio), each at least 0 and below 1, not {args.drop}")
+    if not 0 < args.area[0] <= args.area[1] <= 1:
+        p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
+    if not (0 <= args.dropout < 1 and 0 <= args.max_bad <= 1):
+        p.error("--dropout must be at least 0 and below 1, --max-bad from 0 to 1")
+    if min(args.patch) < 1 or min(args.colour) < 0:
+        p.error("--patch needs three sizes of at least 1, --colour four numbers of at least 0")
+    if args.weights and (len(args.weights) != len(args.data or [1]) or min(args.weights) <= 0):
+        p.error(f"--weights needs one number above 0 for each of the {len(args.data or [1])} sources of --data")
+    return args
+
+
+# ------------------------------------------------------------------------------------------------------------------- data
+
+
+def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], list[data.Source]]:
+    """The training sources and those of the held-out clips; the first process writes their index beside the run"""
+    if args.data is None and processes.first:
+        demo.write(DEMO)
+    processes.wait()
+    trained = args.data or [str(DEMO / "train")]
+    held = args.val or (None if args.data else str(DEMO / "val"))
+    folders = []
+    for number, text in enumerate([*trained, *([held] if held else [])]):
+        folder = run.out / "index" / str(number)
+        if processes.first and not (folder / "index.json").is_file():
+            kind, root = datasets.parse_source(text)
+            problems: list[str] = []
+            index.write(folder, root, datasets.KINDS[kind](root, problems))
+            report(problems, run.out / f"problems-{number}.txt")
+        folders.append(folder)
+    processes.wait()
+    indexes = [index.Index(folder) for folder in folders]
+    empty = index.held_out(indexes[0], share=0, least=0)
+    weights = args.weights or [1.0] * len(trained)
+    if held:
+        train = [data.Source(i, empty, w) for i, w in zip(indexes, weights, strict=False)]
+        whole = indexes[-1]
+        return train, [data.Source(whole, torch.arange(len(whole)).numpy())]
+    train = [data.Source(i, index.held_out(i), w) for i, w in zip(indexes, weights, strict=True)]
+    return train, train
+
+
+def report(problems: list[str], path: Path) -> None:
+    """What is wrong with the list of the data, before training starts"""
+    if problems:
+        path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="replace")
+        more = f"; all {len(problems)} are in {path}" if len(problems) > 10 else ""
+        print("\n".join(f"warning: {line}" for line in problems[:10]) + more, file=sys.stderr, flush=True)
+
+
+def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
+    """All words of the training captions, most frequent first (Section 3.1); written beside the run"""
+    path = run.out / "vocabulary.txt"
+    if processes.first and not path.is_file():
+        texts = (text for source in train for text in source.index.texts(source.held))
+        vatt.tokenize.Vocabulary.build(texts, args.vocabulary).save(path)
+    processes.wait()
+    return vatt.tokenize.Vocabulary.load(path)
+
+
+# ------------------------------------------------------------------------------------------------------------------- step
+
+
+def forward(model: vatt.VATT, backbones, batch: dict, drop, processes: Processes):
+    """A batch on the device -> loss of the whole batch of all processes, and what the log says of it (a dict of scalars)."""
+    video = augment.augment(batch["video"], batch["flip"], batch["colour"]).to(model.heads.dtype)
+    z = backbones(video, batch["audio"].to(model.heads.dtype), batch["text"], drop, batch["keys"])
+    z_video, z_audio, z_text = (processes.gather(x) for x in z)                          # (B, d), (B, d), (B, K, d)
+    has_audio, has_text = (processes.gather(batch[k].float()) > 0 for k in ("has_audio", "has_text"))  # (B,), (B, K)
+    z_v_va, z_a_va, z_v_vt, z_t_vt = model.project(z_video, z_audio, z_text, has_audio, has_text)
+    nce = losses.nce(z_v_va, z_a_va, has_audio=has_audio)
+    mil_nce = losses.mil_nce(z_v_vt, z_t_vt, has_text)
+    loss = losses.total(nce, mil_nce)
+    with torch.no_grad():
+        pos_va, neg_va = cosines(z_v_va, z_a_va[:, None], has_audio[:, None])
+        pos_vt, neg_vt = cosines(z_v_vt, z_t_vt, has_text)
+    parts = dict(loss=loss, nce=nce, mil_nce=mil_nce, pos_va=pos_va, neg_va=neg_va, pos_vt=pos_vt, neg_vt=neg_vt,
+                 sounding=has_audio.sum(), captioned=has_text.any(1).sum())
+    return loss, {k: v.detach() for k, v in parts.items()}
+
+
+def cosines(z_v: torch.Tensor, z: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cosine of positive and of negative pairs: equal where nothing is learned, both near 1 in a collapse.
+
+    z_v (B, d), z (B, K, d), valid (B, K) bool -> two scalars
+    """
+    z_v, z = F.normalize(z_v, dim=-1), F.normalize(z, dim=-1) * valid[..., None]
+    positive, n = torch.einsum("id,ikd->", z_v, z), valid.sum()
+    every = z_v.sum(0) @ z.sum((0, 1))
+    return positive / n.clamp(min=1), (every - positive) / (n * (len(z_v) - 1)).clamp(min=1)
+
+
+# ------------------------------------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Set up, then one flat loop over the steps."""
+    processes, stop = Processes(), Stop()
+    args = settings(argv, processes)
+    rank, world, device = processes.rank, processes.world, processes.device
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+    with mendable():
+        # data
+        scratch = tempfile.TemporaryDirectory()
+        run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
+        if processes.first:
+            run.begin(plain, MAY_DIFFER)
+        if run.results():
+            processes.print(f"{args.out} is finished; for another run, name another --out\n\n{table(run.results())}")
+            return processes.end()
+        train, held = sources(args, run, processes)
+        words = vocabulary(args, run, train, processes)
+        recipe = data.Recipe(args.frames, args.fps, args.size, args.rate, round(args.frames / args.fps * args.rate),
+                             area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
+        slots = Slots([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
+        clips = data.Clips(train, slots, recipe, words, args.seed)
+        held_out = data.HeldOut(held, recipe._replace(control=None), words)
+
+        # model
+        torch.manual_seed(args.seed)
+        names = ("frames", "fps", "size", "patch", "audio_input", "rate", "dropout")
+        config = dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), **{k: plain[k] for k in names})
+        config = vatt.Config.from_json(config.to_json())
+        model = vatt.VATT(config)
+        if args.init:
+            vatt.initialise(model, Path(args.init))
+        model.to(device, torch.float64 if args.precision == "fp64" else torch.float32)
+        backbones = model.backbones
+        if world > 1:
+            backbones = DistributedDataParallel(backbones, gradient_as_bucket_view=True)
+        # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
+        optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=device.type == "cuda" or None)
+
+        # resume
+        state, first, bad = run.newest(device), 0, data.Bad(args.max_bad)
+        if state:
+            load_weights(model, state["model"], str(args.out))
+            optimizer.load_state_dict(state["optimizer"])
+            first = state["step"]
+        if processes.first:
+            run.cut_log(first)
+            run.describe(plain, config.to_json())
+        processes.wait()
+        for row in run.rows():
+            bad.add(args.batch, row.get("bad", []))
+
+    processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
+                    f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
+                    f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
+    batches = iter(data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda"))
+    loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
+    in_a_row, last_said = 0, time.perf_counter()
+    bar = tqdm(total=args.steps, initial=first, unit="step", disable=not (processes.first and sys.stderr.isatty()))
+    model.train()
+    try:
+        for step in range(first, args.steps):
+            began = time.perf_counter()
+            batch, failed = next(batches)
+            waited = time.perf_counter() - began
+            if args.dry_run:
+                processes.print("\n".join(f"{k:10} {tuple(v.shape)} {v.dtype}" for k, v in batch.items() if torch.is_tensor(v)))
+                return processes.end()
+            batch = data.to_device(batch, device)
+            lr = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            torch.manual_seed(key(args.seed, step, rank))  # dropout has no generator of its own
+            statistics = [b.clone() for b in model.buffers()]
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+                loss, parts = forward(model, backbones, batch, args.drop, processes)
+            loss.backward()
+            parts["grad_norm"] = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+            row = dict(zip(parts, torch.stack([p.double() for p in parts.values()]).tolist(), strict=True))  # one read
+            finite = all(map(math.isfinite, row.values()))
+            asked, not_finite, any_failed = processes.sum(stop.code > 0, not finite, len(failed))
+
+            row = {"step": step, "lr": lr, **{k: v if math.isfinite(v) else None for k, v in row.items()}}
+            if not_finite:  # nothing changes on any process
+                for b, before in zip(model.buffers(), statistics, strict=True):
+                    b.copy_(before)
+                row["not_finite"] = [path for part in processes.collect(batch["path"]) for path in part]
+            else:
+                optimizer.step()
+            if any_failed:
+                row["bad"] = [pair for part in processes.collect(failed) for pair in part]
+                for path, reason in row["bad"]:
+                    if path not in bad.names:
+                        processes.print(f"unreadable, another clip in its place: {path}: {reason}")
+            bad.add(args.batch, row.get("bad", []))
+            in_a_row = in_a_row + 1 if not_finite else 0
+
+            end = step + 1
+            if end % args.eval_every == 0 and end < args.steps:
+                scores = retrieval(model, loader(), processes, args.precision)
+                row["held_out"] = {task: scores[task]["R@10"] for task in TASKS}
+            took = time.perf_counter() - began
+            row["time"] = {"clips_per_s": args.batch / took, "data_wait": waited / took}
+            if processes.first:
+                run.log(row)
+            line = summary(row, args.batch)
+            bar.set_postfix_str(line)
+            bar.update()
+            if (bar.disable and time.perf_counter() - last_said > 15) or "held_out" in row:
+                last_said = time.perf_counter()
+                processes.print(f"step {end}/{args.steps} {line}")
+            if in_a_row == 10:
+                fail(3, f"ten losses or gradients in a row were not finite; the clips are in {args.out}/metrics.jsonl. "
+                        f"Try a lower --lr than {args.lr} or a longer --warmup than {args.warmup}")
+            if bad.too_many:
+                fail(3, f"{bad}, more than --max-bad {args.max_bad} of the last thousand: "
+                        + "; ".join(f"{p}: {r}" for p, r in list(bad.names.items())[:10]))
+            if (end % args.save_every == 0 or end == args.steps or asked) and processes.first:
+                run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            if asked:
+                bar.close()
+                processes.print(f"stopped at step {end}, saved in {args.out}; the same command goes on")
+                processes.end()
+                sys.exit(stop.code or 143)
+    except data.TooManyBad as e:
+        fail(3, str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
+    bar.close()
+
+    results = retrieval(model, loader(), processes, args.precision)
+    if processes.first:
+        beside = None if args.data else demo.ceilings(demo.labels(DEMO))
+        run.add_results(results)
+        print(table(results, beside))
+        if bad.names:
+            print(bad)
+        more = figures.curves(args.out) + vatt.share(model, args.out)
+        print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}")
+    processes.end()
+
+
+def summary(row: dict, batch: int) -> str:
+    """One line: each loss beside its value at chance, cosines of positive and negative pairs, speed, time spent waiting"""
+    chance = [losses.at_chance(batch, int(row[k] or 0)) for k in ("sounding", "captioned")]
+    number = lambda k: "   nan" if row[k] is None else f"{row[k]:.2f}"
+    line = (f"NCE {number('nce')} (chance {chance[0]:.2f}) MIL-NCE {number('mil_nce')} ({chance[1]:.2f}) "
+            f"cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')} "
+            f"{row['time']['clips_per_s']:.0f} clips/s wait {100 * row['time']['data_wait']:.0f}%")
+    if "held_out" in row:
+        line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
+    return line
+
+
+if __name__ == "__main__":
+    main()

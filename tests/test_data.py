@@ -1,0 +1,188 @@
+"""What is in a clip (data.py), on films made here: purity, replacement and counts of bad files, captions, silence."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from films import film, folder
+
+import data
+import datasets
+import index
+import vatt
+from decode import Unreadable
+from sampling import Slots
+
+RECIPE = data.Recipe(frames=4, fps=10.0, size=16, rate=8000, samples=3200, words=6)
+WORDS = vatt.tokenize.Vocabulary.build(["film number0 number1 number2 number3 number4 number5 begins goes on"] * 2)
+
+
+def clips(root, where, recipe=RECIPE, seed=0, batch=4, held=False):
+    index.write(where, root, datasets.folder(root, []))
+    rows = index.Index(where)
+    source = data.Source(rows, index.held_out(rows) if held else np.zeros(0, int))
+    return data.Clips([source], Slots([len(source)], [1.0], batch, seed), recipe, WORDS, seed)
+
+
+def same(a, b):
+    return all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("films"), films=6, silent=1, captioned=4)
+
+
+@pytest.fixture(scope="module")
+def plain(root, tmp_path_factory):
+    return clips(root, tmp_path_factory.mktemp("index") / "0")
+
+
+def test_a_clip_is_frames_waveform_and_five_captions(plain):
+    clip, failed = plain[0, 0]
+    assert not failed
+    assert clip["video"].shape == (4, 16, 16, 3)
+    assert clip["video"].dtype == np.uint8
+    assert clip["audio"].shape == (3200,)
+    assert clip["text"].shape == (5, 6)
+
+
+def test_every_random_choice_is_a_function_of_seed_step_and_slot(plain, root, tmp_path):
+    again = clips(root, tmp_path / "0")
+    order = list(itertools.product(range(3), range(4)))
+    first = {at: plain[at][0] for at in order}
+    assert all(same(first[at], again[at][0]) for at in reversed(order))
+    other = clips(root, tmp_path / "1", seed=1)
+    assert not all(same(first[at], other[at][0]) for at in order)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_number_of_processes_and_workers_makes_the_same_global_batch(plain, workers):
+    one = [batch for batch, _ in data.train_loader(plain, 4, 0, 1, 0, 2, 0, pin=False)]
+    halves = [list(data.train_loader(plain, 4, rank, 2, 0, 2, workers, pin=False)) for rank in range(2)]
+    for step, whole in enumerate(one):
+        assert whole["path"] == halves[0][step][0]["path"] + halves[1][step][0]["path"]
+        for k in whole:
+            if k != "path":
+                assert torch.equal(whole[k], torch.cat([halves[0][step][0][k], halves[1][step][0][k]]))
+
+
+def test_a_run_that_goes_on_at_step_two_sees_what_it_would_have_seen(plain):
+    whole = list(data.train_loader(plain, 4, 0, 1, 0, 4, 0, pin=False))[2:]
+    later = list(data.train_loader(plain, 4, 0, 1, 2, 4, 0, pin=False))
+    assert all(torch.equal(a[0]["video"], b[0]["video"]) for a, b in zip(whole, later, strict=True))
+
+
+def test_a_film_without_sound_is_marked_and_kept(plain):
+    seen = [plain[step, slot][0] for step in range(3) for slot in range(4)]
+    silent = [c for c in seen if c["path"].endswith("05.mp4")]
+    assert silent
+    assert not any(c["has_audio"] or c["audio"].any() for c in silent)
+    assert all(c["has_audio"] and c["audio"].any() for c in seen if not c["path"].endswith("05.mp4"))
+
+
+def test_the_captions_nearest_in_time_come_first_and_the_rest_are_missing(root):
+    row = index.Row("00.mp4", 0.0, float("inf"), datasets.subtitles.read(root / "00.csv", []))
+    text, has = data.captions(row, 0.9, RECIPE, WORDS)
+    assert has.tolist() == [True, True, False, False, False]
+    assert text[0].tolist() == WORDS.encode("number0 goes on", 6)
+    assert text[1].tolist() == WORDS.encode("film number0 begins", 6)
+    assert not text[2:].any()
+
+
+def test_a_caption_without_a_known_word_counts_as_missing():
+    row = index.Row("a", 0.0, 1.0, [data_cue("zzz qqq"), data_cue("!!!"), data_cue("film")])
+    assert sorted(data.captions(row, 0.0, RECIPE, WORDS)[1].tolist()) == [False, False, False, False, True]
+
+
+def data_cue(text):
+    return datasets.subtitles.Cue(0.0, 1.0, text)
+
+
+def test_an_unreadable_film_is_replaced_by_a_deterministic_other_and_counted_by_reason(root, tmp_path):
+    for name in ("a", "b", "c"):
+        film(tmp_path / "films" / f"{name}.mp4")
+    (tmp_path / "films" / "zero.mp4").touch()
+    (tmp_path / "films" / "text.mp4").write_text("not a film")
+    first, second = (clips(tmp_path / "films", tmp_path / n) for n in "xy")
+    drawn = [[c[step, slot] for step in range(5) for slot in range(4)] for c in (first, second)]
+    assert all(same(a[0], b[0]) and a[1] == b[1] for a, b in zip(*drawn, strict=True))
+    failed = [reason for _, bad in drawn[0] for _, reason in bad]
+    assert set(failed) == {"empty file", "not a media file"}
+    assert failed.count("empty file") >= 4, "five films a pass, four passes: each is the first choice four times"
+
+
+def test_a_folder_without_a_readable_film_is_given_up_with_its_reasons(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.mp4").write_text("not a film")
+    with pytest.raises(data.TooManyBad, match="not a media file: 100"):
+        clips(tmp_path, tmp_path / "index")[0, 0]
+
+
+def test_held_out_films_are_never_trained_on(root, tmp_path):
+    some = clips(root, tmp_path / "0", held=True)
+    held = data.HeldOut(some.sources, RECIPE, WORDS)
+    kept = {held[i][0]["path"] for i in range(len(held))}
+    seen = {some[step, slot][0]["path"] for step in range(5) for slot in range(4)}
+    assert len(kept) == 1
+    assert kept.isdisjoint(seen)
+    assert len(kept | seen) == 6
+
+
+def test_every_held_out_film_is_read_once_with_any_number_of_processes(root, tmp_path):
+    whole = data.Source(clips(root, tmp_path / "0").sources[0].index, np.arange(6))
+    held = data.HeldOut([whole], RECIPE, WORDS)
+    paths = [p for rank in range(4) for batch, _ in data.held_out_loader(held, 2, rank, 4, 0) for p in batch["path"]]
+    assert len(paths) == len(set(paths)) == 6
+
+
+@pytest.mark.parametrize("control", ["captions", "audio"])
+def test_a_control_takes_a_modality_from_another_film(root, tmp_path, plain, control):
+    other = clips(root, tmp_path / "0", RECIPE._replace(control=control, noise=0.0))
+    key = "text" if control == "captions" else "audio"
+    true = clips(root, tmp_path / "1", RECIPE._replace(noise=0.0))
+    differ = 0
+    for at in itertools.product(range(2), range(4)):
+        a, b = other[at][0], true[at][0]
+        assert np.array_equal(a["video"], b["video"])
+        differ += not np.array_equal(a[key], b[key])
+    assert differ >= 6
+
+
+def test_a_decoded_film_in_memory_gives_the_same_clip_at_every_reading(root, tmp_path):
+    kept = clips(root, tmp_path / "0", RECIPE._replace(cache=1.0))
+    full = clips(root, tmp_path / "1", RECIPE._replace(cache=1e-9))
+    at = list(itertools.product(range(3), range(4)))
+    assert all(same(kept[x][0], full[x][0]) for x in at + at)
+    assert len(kept.reader.kept) == 6
+    assert not full.reader.kept
+
+
+def test_a_start_past_the_end_is_unreadable():
+    with pytest.raises(Unreadable, match="past the end"):
+        data.starts(index.Row("a.mp4", 10.0, 20.0, []), 5.0, RECIPE)
+
+
+def test_clips_start_anywhere_in_their_row_and_end_within_it():
+    rng = np.random.default_rng(0)
+    drawn = [data.random_start(rng, index.Row("a", 2.0, 4.0, []), 9.0, RECIPE) for _ in range(500)]
+    assert min(drawn) == pytest.approx(2.0)
+    assert max(drawn) == pytest.approx(3.6)
+    assert len({round(x, 3) for x in drawn}) == 17
+
+
+def test_bad_files_are_judged_by_the_last_thousand_once_there_are_five():
+    bad = data.Bad(0.05)
+    for i in range(4):
+        bad.add(4, [(f"{i}", "empty file")])
+    assert not bad.too_many
+    bad.add(4, [("4", "empty file")])
+    assert bad.too_many
+    for _ in range(300):
+        bad.add(4, [])
+    assert not bad.too_many
+    assert bad.reasons == {"empty file": 5}
+    never = data.Bad(1.0)
+    never.add(1, [("a", "r")] * 100)
+    assert not never.too_many

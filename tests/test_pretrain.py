@@ -1,0 +1,255 @@
+"""The whole of pre-training, run as a user runs it, on a few tiny films: logs, kills, resumes, wrong input, exit codes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from films import TINY, film, folder
+
+import losses
+import pretrain
+import vatt
+
+HERE = Path(__file__).parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    before = [(s, signal.getsignal(s)) for s in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    for s, handler in before:
+        signal.signal(s, handler)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("films"), films=10, silent=1, captioned=7)
+
+
+@pytest.fixture(scope="module")
+def finished(films, tmp_path_factory):
+    """A run of six steps that was never stopped"""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(out), *TINY])
+    return out
+
+
+def rows(out):
+    """metrics.jsonl but for what the clock decides"""
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in (out / "metrics.jsonl").open()]
+
+
+def refused(argv, capsys, code=2):
+    """What is printed to somebody who starts the program wrongly: one line"""
+    with pytest.raises(SystemExit) as end:
+        pretrain.main(argv)
+    assert end.value.code == code
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_a_run_folder_holds_settings_words_log_scores_and_checkpoints(finished):
+    assert [row["step"] for row in rows(finished)] == list(range(6))
+    assert {"loss", "nce", "mil_nce", "lr", "pos_va", "neg_va", "pos_vt", "neg_vt"} <= rows(finished)[0].keys()
+    names = {p.name for p in finished.iterdir()}
+    assert {"config.json", "vocabulary.txt", "metrics.jsonl", "results.json"} <= names
+    assert {"checkpoint-00000004.pt", "checkpoint-00000006.pt"} <= names
+    results = json.loads((finished / "results.json").read_text())
+    assert results["video_to_audio"]["chance"]["R@1"] == 1 / results["video_to_audio"]["N"]
+
+
+def test_the_loss_is_the_sum_of_both_with_lambda_one_and_starts_near_chance(finished):
+    first = rows(finished)[0]
+    assert first["loss"] == pytest.approx(first["nce"] + first["mil_nce"], rel=1e-6)
+    assert abs(first["nce"] - losses.at_chance(4, int(first["sounding"]))) < 2
+    assert "held_out" in rows(finished)[3]
+
+
+def test_a_finished_run_prints_its_table_again_and_trains_nothing(finished, films, capsys):
+    before = {p.name: p.stat().st_mtime_ns for p in finished.glob("[a-z]*.*")}
+    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(finished), *TINY])
+    out = capsys.readouterr().out
+    assert "held-out retrieval" in out
+    assert "--out" in out
+    assert {p.name: p.stat().st_mtime_ns for p in finished.glob("[a-z]*.*")} == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_goes_on_bit_for_bit_like_one_that_was_not(finished, films, tmp_path, workers):
+    command = [sys.executable, str(HERE / "pretrain.py"), "--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY,
+               "--workers", str(workers)]
+    child = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    log, deadline = tmp_path / "run" / "metrics.jsonl", time.time() + 120
+    while time.time() < deadline and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "run" / "results.json").exists(), "killed too late to show anything"
+    pretrain.main(command[2:])
+    assert rows(tmp_path / "run") == rows(finished)
+    assert (tmp_path / "run" / "results.json").read_text() == (finished / "results.json").read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_sigterm_and_ctrl_c_save_at_the_end_of_the_step_and_leave(films, tmp_path, number, code):
+    command = [sys.executable, str(HERE / "pretrain.py"), "--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY,
+               "--steps", "100000", "--save-every", "99999", "--eval-every", "99999", "--workers", "2"]
+    child = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    log, deadline = tmp_path / "run" / "metrics.jsonl", time.time() + 120
+    while time.time() < deadline and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    os.killpg(child.pid, number) if number == signal.SIGINT else child.send_signal(number)
+    said = child.communicate(timeout=60)[0]
+    assert child.returncode == code, said
+    steps = len(rows(tmp_path / "run"))
+    assert (tmp_path / "run" / f"checkpoint-{steps:08d}.pt").exists()
+    assert f"stopped at step {steps}" in said
+    assert subprocess.run(["pgrep", "-g", str(child.pid)], check=False, capture_output=True).stdout == b"", "processes remain"
+
+
+def test_torchrun_with_two_processes_logs_what_one_process_logs(films, tmp_path):
+    argv = ["--data", str(films), "--val", str(films), *TINY, "--steps", "3", "--precision", "fp64"]
+    pretrain.main([*argv, "--out", str(tmp_path / "one")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "pretrain.py")]
+    done = subprocess.run([*command, *argv, "--out", str(tmp_path / "two")], env=ENV, check=False, capture_output=True, text=True,
+                          timeout=180, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        assert all(one[k] == pytest.approx(two[k], rel=1e-9, abs=1e-9) for k in one)
+    scores = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "two")]
+    assert scores[0] == scores[1]
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_ten_in_a_row_end_the_run(films, tmp_path, monkeypatch, capsys):
+    true, states = losses.mil_nce, []
+
+    def broken(*args, **kwargs):
+        return true(*args, **kwargs) * float("nan")
+
+    def spy(self, step, state, keep=2):
+        states.append({k: v.clone() for k, v in state["model"].items()})
+
+    monkeypatch.setattr(losses, "mil_nce", broken)
+    monkeypatch.setattr(pretrain.Run, "save", spy)
+    line = refused(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "30", "--save-every", "1"], capsys, 3)
+    assert "not finite" in line
+    logged = rows(tmp_path / "run")
+    assert len(logged) == 10
+    assert all(row["loss"] is None and len(row["not_finite"]) == 4 for row in logged)
+    assert len(states) == 9
+    assert all(torch.equal(states[0][k], later[k]) for later in states for k in states[0]), "weights or statistics changed"
+    torch.manual_seed(0)
+    fresh = vatt.VATT(vatt.Config.from_json(json.loads((tmp_path / "run" / "config.json").read_text())["model"])).state_dict()
+    assert all(torch.equal(states[-1][k], fresh[k]) for k in fresh)
+
+
+def test_unreadable_films_are_named_once_counted_by_reason_and_stop_the_run_past_max_bad(tmp_path, capsys):
+    for i in range(6):
+        film(tmp_path / "films" / f"{i}.mp4", seed=i)
+    for i in range(3):
+        (tmp_path / "films" / f"bad{i}.mp4").touch()
+    argv = ["--data", str(tmp_path / "films"), "--val", str(tmp_path / "films"), *TINY]
+    pretrain.main([*argv, "--max-bad", "0.6", "--out", str(tmp_path / "goes-on")])
+    said = capsys.readouterr().out
+    assert all(said.count(f"in its place: {str(tmp_path / 'films')!r}"[:-1] + f"/bad{i}.mp4") <= 1 for i in range(3))
+    assert "3 unreadable files (empty file: " in said
+    counted = sum(len(row.get("bad", [])) for row in rows(tmp_path / "goes-on"))
+    assert f"{counted} draws of 3 unreadable files" in said
+    assert "3 held-out clips could not be read" in said
+    assert "empty file" in refused([*argv, "--out", str(tmp_path / "stops")], capsys, 3)
+
+
+def test_a_run_starts_from_the_weights_of_another(finished, films, tmp_path):
+    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--init", str(finished), "--size", "24",
+                   "--steps", "1"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert config["size"] == 24
+    assert len(torch.load(tmp_path / "run" / "checkpoint-00000001.pt", weights_only=True)["model"]["backbones.e_vertical"]) == 3
+
+
+def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys):
+    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--dry-run"])
+    assert re.search(r"video +\(4, 4, 16, 16, 3\) torch.uint8", capsys.readouterr().out)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--batch", "0"], "--batch must be at least 2"),
+    (["--batch", "1"], "--batch must be at least 2"),
+    (["--steps", "0"], "--steps must be at least 1"),
+    (["--lr", "-1"], "--lr must be above 0"),
+    (["--lr", "nan"], "--lr must be above 0"),
+    (["--drop", "1"], "--drop takes one share or two"),
+    (["--drop", "0.1", "0.2", "0.3"], "--drop takes one share or two"),
+    (["--area", "0.5", "0.1"], "--area must be"),
+    (["--preset", "huge"], "invalid choice: 'huge'"),
+    (["--steeps", "5"], "unrecognized arguments: --steeps"),
+    (["--weights", "1", "2"], "--weights needs one number"),
+    (["--patch", "0", "8", "8"], "--patch needs three sizes"),
+    (["--seed", "-1"], "--seed must be at least 0"),
+    (["--init", "nowhere"], "nowhere"),
+])  # fmt: skip
+def test_a_wrong_flag_is_one_line_and_exit_code_2(films, tmp_path, capsys, flags, says):
+    argv = ["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, *flags]
+    assert says in refused(argv, capsys)
+    assert not list(tmp_path.glob("run/checkpoint*"))
+
+
+def test_wrong_data_is_one_line_and_exit_code_2(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("x")
+    argv = [*TINY, "--out", str(tmp_path / "run"), "--data"]
+    assert "no video found" in refused([*argv, str(tmp_path / "empty")], capsys)
+    assert "there is no" in refused([*argv, str(tmp_path / "missing")], capsys)
+    assert "is a file" in refused([*argv, str(tmp_path / "note.txt")], capsys)
+
+
+def test_a_run_that_failed_to_start_can_be_started_right(films, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    refused(["--data", str(tmp_path / "empty"), "--out", str(tmp_path / "run"), *TINY], capsys)
+    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "1"])
+
+
+def test_a_folder_with_another_run_is_left_as_it_is(finished, films, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    line = refused(["--data", str(films), "--val", str(films), "--out", str(out), *TINY, "--lr", "0.5", "--size", "24"], capsys)
+    assert "--lr was 0.002 and is 0.5" in line
+    assert "--size was 16 and is 24" in line
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_a_checkpoint_of_another_shape_is_refused(finished, films, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "results.json").unlink()
+    for path in out.glob("checkpoint-*.pt"):
+        state = torch.load(path, weights_only=True)
+        state["model"]["backbones.W_vp"] = torch.zeros(3, 5)
+        torch.save(state, path)
+    line = refused(["--data", str(films), "--val", str(films), "--out", str(out), *TINY], capsys)
+    assert "backbones.W_vp is (3, 5)" in line
+
+
+def test_a_trained_model_embeds_files_and_sentences(finished, films):
+    model = vatt.load(finished)
+    video, again = (model.embed_video(films / "00.mp4") for _ in range(2))
+    assert torch.equal(video, again)
+    assert video.shape == model.embed_text("film number0").shape
+    assert model.embed_video(films / "00.mp4", "va").shape == model.embed_audio(films / "00.mp4").shape
+    assert video.norm() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="is no run"):
+        vatt.load(films)

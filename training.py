@@ -1,0 +1,317 @@
+"""What both training loops share: processes, schedule, checkpoints, logs, and how a run ends.
+
+Exit codes of plain `python`: 0 done, 2 the user can mend it, 3 the data or the numbers went wrong, 1 a bug, 143 after SIGTERM
+and 130 after Ctrl-C, both with a checkpoint.
+"""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+# ------------------------------------------------------------------------------------------------------------- processes
+
+
+class Processes:
+    """The processes of this run, as `torchrun` set them up, or one alone; CUDA with nccl where there is a GPU, else gloo."""
+
+    def __init__(self, timeout_s: float = 1800):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")
+        if self.world > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+    @property
+    def first(self) -> bool:
+        """True on the one process that writes files and speaks"""
+        return self.rank == 0
+
+    def print(self, *text) -> None:
+        """On the first process only"""
+        if self.first:
+            print(*text, flush=True)
+
+    def wait(self) -> None:
+        """Until all processes are here"""
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, *numbers: float) -> list[float]:
+        """The sums over all processes"""
+        if self.world == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def collect(self, thing) -> list:
+        """What each process has, in the order of ranks; anything that pickles, for rare use"""
+        if self.world == 1:
+            return [thing]
+        things = [None] * self.world
+        dist.all_gather_object(things, thing)
+        return things
+
+    def gather(self, z: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, with gradient: (b, ...) -> (world b, ...); see `Gather`"""
+        return Gather.apply(z, self.rank, self.world) if self.world > 1 else z
+
+    def end(self) -> None:
+        """Leave the group, so that no process waits for this one"""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Gather(torch.autograd.Function):
+    """All rows forward; backward, a process's own rows times the number of processes.
+
+    Every process computes the loss of the whole batch, so each has the whole gradient of its own rows already; the factor
+    undoes the mean that DistributedDataParallel takes over processes.
+    """
+
+    @staticmethod
+    def forward(ctx, z, rank, world):
+        ctx.rank, ctx.world = rank, world
+        rows = [torch.empty_like(z) for _ in range(world)]
+        dist.all_gather(rows, z.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.chunk(ctx.world)[ctx.rank] * ctx.world, None, None
+
+
+# -------------------------------------------------------------------------------------------------------------- schedule
+
+
+def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) -> float:
+    """Linear warm-up to `lr`, then a quarter period of a cosine down to `lr_end` (Sections 4.1, A.2.4)."""
+    # Paper: quarter period, the steps of the warm-up counted among all steps (official: half a period, 5k steps of warm-up).
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return lr_end + (lr - lr_end) * math.cos(math.pi / 2 * progress)
+
+
+# ----------------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Run:
+    """The folder of a run: its settings, its log, its checkpoints. One process at a time may train in it."""
+
+    def __init__(self, out: Path):
+        self.out, self.events = out, None
+
+    def begin(self, settings: dict, may_differ: set[str]) -> None:
+        """Makes the folder and holds it for this process, or goes on in the one that is there.
+
+        Raises ValueError where `out` is a file, holds something else, is in use, or holds a run of other settings.
+        """
+        config = self.out / "config.json"
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file: name a folder")
+        if self.out.is_dir() and not config.is_file() and not (self.out / ".lock").is_file() and any(self.out.iterdir()):
+            raise ValueError(f"--out {self.out} holds files but is no run (it has no config.json): name another folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.hold()
+        if config.is_file():
+            self.compare(json.loads(config.read_text(encoding="utf-8"))["settings"], settings, may_differ)
+        else:  # new, or an attempt that never came to its first step
+            shutil.rmtree(self.out / "index", ignore_errors=True)
+            (self.out / "vocabulary.txt").unlink(missing_ok=True)
+
+    def hold(self) -> None:
+        """A lock that ends with the process; ValueError where another process has it"""
+        self.lock = open(self.out / ".lock", "a+")  # noqa: SIM115  held until the process ends
+        try:
+            import fcntl
+
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: loader workers do not inherit it
+        except ImportError:
+            return  # Windows has no such lock
+        except OSError:
+            self.lock.seek(0)
+            raise ValueError(f"--out {self.out} is in use by {self.lock.read().strip() or 'another process'}: wait for it, "
+                             f"or name another folder") from None
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {platform.node()}")
+        self.lock.flush()
+
+    def compare(self, saved: dict, settings: dict, may_differ: set[str]) -> None:
+        """ValueError that names every setting in which the run in this folder differs"""
+        settings = json.loads(json.dumps(settings))
+        differ = [k for k in {**saved, **settings} if k not in may_differ and saved.get(k) != settings.get(k)]
+        if differ:
+            changes = ", ".join(f"--{k.replace('_', '-')} was {saved.get(k)} and is {settings.get(k)}" for k in differ)
+            raise ValueError(f"--out {self.out} holds a run of other settings ({changes}): repeat its settings to go on, "
+                             f"or name another folder")
+
+    def describe(self, settings: dict, model: dict) -> None:
+        """Writes config.json: the flags and the model"""
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        write_text(self.out / "config.json",
+                   json.dumps({"settings": settings, "model": model, "versions": versions}, indent=2) + "\n")
+
+    def checkpoints(self) -> list[Path]:
+        """All of them, the newest first"""
+        return sorted(self.out.glob("checkpoint-*.pt"), reverse=True)
+
+    def save(self, step: int, state: dict, keep: int = 2) -> None:
+        """Writes checkpoint-STEP.pt whole or not at all, then deletes all but the last `keep`. A full disk is a warning."""
+        path = self.out / f"checkpoint-{step:08d}.pt"
+        try:
+            write_whole(path, lambda file: torch.save({"step": step, **state}, file))
+        except (OSError, RuntimeError) as e:  # torch turns "no space left" into a RuntimeError
+            print(f"warning: {path} could not be written ({e}); the last checkpoint remains, and the run goes on",
+                  file=sys.stderr, flush=True)
+            return
+        for old in self.checkpoints()[keep:]:
+            old.unlink()
+
+    def newest(self, device="cpu") -> dict | None:
+        """The newest checkpoint that can be read; says which could not, and why"""
+        for path in self.checkpoints():
+            try:
+                return read_checkpoint(path, device)
+            except ValueError as e:
+                print(f"warning: {e}; trying the one before", file=sys.stderr, flush=True)
+        return None
+
+    # -------------------------------------------------------------------------------------------------------------- logs
+
+    def cut_log(self, step: int) -> None:
+        """Removes the rows of metrics.jsonl from `step` on: they will be made again"""
+        path = self.out / "metrics.jsonl"
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = []
+        for row in rows:
+            with contextlib.suppress(ValueError):  # a row that a kill cut short
+                if json.loads(row)["step"] < step:
+                    kept.append(row)
+        write_text(path, "".join(kept))
+
+    def log(self, row: dict) -> None:
+        """Appends one JSON object to metrics.jsonl, and its numbers to TensorBoard's events where that is installed"""
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.events is None and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(str(self.out / "events"), purge_step=row["step"])
+        if self.events:
+            flat = {f"{k}/{name}": v for k, part in row.items() if isinstance(part, dict) for name, v in part.items()}
+            for name, value in {**row, **flat}.items():
+                if isinstance(value, (int, float)):
+                    self.events.add_scalar(name, value, row["step"])
+
+    def rows(self) -> list[dict]:
+        """metrics.jsonl, whole"""
+        return [json.loads(row) for row in (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def results(self) -> dict:
+        """results.json; empty before the run has come to its end"""
+        path = self.out / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def add_results(self, results: dict) -> None:
+        """Writes these keys of results.json and leaves the others"""
+        write_text(self.out / "results.json", json.dumps({**self.results(), **results}, indent=2) + "\n")
+
+
+def write_whole(path: Path, write) -> None:
+    """Calls `write(file)` on a temporary file, syncs it and renames it: a kill leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, whole or not at all"""
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")))
+
+
+def read_checkpoint(path: Path, device="cpu") -> dict:
+    """{"step", "model", ...}; ValueError in one line where the file is torn, or holds more than tensors and plain values."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except Exception as e:
+        why = (str(e).splitlines() or [type(e).__name__])[0][:200]
+        raise ValueError(f"{path} is no readable checkpoint ({why})") from None
+    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{path} is no checkpoint of this program: it has no key 'model'")
+    return state
+
+
+def load_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
+    """Loads all of them, or raises ValueError that lists what is missing, left over, or of another shape."""
+    own = module.state_dict()
+    lines = [f"missing {k}" for k in own if k not in weights]
+    lines += [f"unknown {k}" for k in weights if k not in own]
+    lines += [f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
+              for k in own if k in weights and weights[k].shape != own[k].shape]
+    if lines:
+        more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
+        raise ValueError(f"{where} holds another model: {'; '.join(lines[:6])}{more}; use the --preset and flags of that run")
+    module.load_state_dict(weights)
+
+
+# --------------------------------------------------------------------------------------------------------- how a run ends
+
+
+class Stop:
+    """SIGTERM or Ctrl-C: the first one asks the loop to save and leave, the second leaves at once."""
+
+    def __init__(self):
+        self.code = 0
+        for s in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(s, self.ask)
+
+    def ask(self, number, _frame) -> None:
+        """The handler; it only sets a flag, because a checkpoint needs the end of a step"""
+        if self.code and time.monotonic() - self.asked > 0.2:  # torchrun and the terminal may both send the first one
+            os._exit(128 + number)
+        if not self.code:
+            self.code, self.asked = 128 + number, time.monotonic()
+
+
+@contextlib.contextmanager
+def mendable():
+    """While a run is set up, what a user can mend becomes one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as e:
+        fail(2, str(e))
+
+
+def fail(code: int, text: str) -> None:
+    """One line, then the end with this exit code"""
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    sys.exit(code)
