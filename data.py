@@ -9,12 +9,12 @@ import math
 import signal
 from typing import NamedTuple
 
-import augment
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+import augment
 from decode import Media, Unreadable
 from index import Index, Row, complement
 from sampling import Slots, Steps, generator

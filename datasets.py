@@ -1,4 +1,4 @@
-"""The datasets as they lie on disk: one function each, from a folder to rows (path, start, end, cues).
+"""The data sets as they lie on disk (Section A.1.1): one function each, from a folder to rows (path, start, end, cues).
 
     folder       any folder of videos, with subtitles beside them or none
     howto100m    videos, and their captions in one caption.json or in a csv each (Section 4.1)

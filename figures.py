@@ -27,7 +27,8 @@ def curves(run: Path) -> str:
     for name, count, colour in (("nce", "sounding", "tab:orange"), ("mil_nce", "captioned", "tab:blue")):
         label = name.upper().replace("_", "-")
         loss.plot(steps, column(name), color=colour, label=label, lw=1)
-        loss.plot(steps, [at_chance(batch, int(row[count] or 0)) for row in rows], color=colour, ls=":", label=f"{label} at chance")
+        chance = [at_chance(batch, int(row[count] or 0)) for row in rows]
+        loss.plot(steps, chance, color=colour, ls=":", label=f"{label} at chance")
     for space, colour, label in (("va", "tab:orange", "video, audio"), ("vt", "tab:blue", "video, text")):
         cosine.plot(steps, column(f"pos_{space}"), color=colour, label=f"{label}: positive pairs", lw=1)
         cosine.plot(steps, column(f"neg_{space}"), color=colour, ls=":", label=f"{label}: negative pairs", lw=1)

@@ -77,7 +77,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: f"text {CASES[i][1]}, sound {CASES[i][2]}, shared {CASES[i][0]}")
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"text {t}, sound {s}, shared {m}" for m, t, s in CASES])
 def test_two_processes_compute_what_one_computes(two_processes, case):
     loss, gradients, buffers = one_step(Processes(), *CASES[case])
     for rank in range(2):

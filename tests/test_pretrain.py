@@ -39,8 +39,13 @@ def films(tmp_path_factory):
 def finished(films, tmp_path_factory):
     """A run of six steps that was never stopped"""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(out), *TINY])
+    pretrain.main([*both(films), "--out", str(out), *TINY])
     return out
+
+
+def both(films):
+    """Trains on a folder and scores on it, so that the pools are not those of one or two films"""
+    return ["--data", str(films), "--val", str(films)]
 
 
 def rows(out):
@@ -77,7 +82,7 @@ def test_the_loss_is_the_sum_of_both_with_lambda_one_and_starts_near_chance(fini
 
 def test_a_finished_run_prints_its_table_again_and_trains_nothing(finished, films, capsys):
     before = {p.name: p.stat().st_mtime_ns for p in finished.glob("[a-z]*.*")}
-    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(finished), *TINY])
+    pretrain.main([*both(films), "--out", str(finished), *TINY])
     out = capsys.readouterr().out
     assert "held-out retrieval" in out
     assert "--out" in out
@@ -86,7 +91,7 @@ def test_a_finished_run_prints_its_table_again_and_trains_nothing(finished, film
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_goes_on_bit_for_bit_like_one_that_was_not(finished, films, tmp_path, workers):
-    command = [sys.executable, str(HERE / "pretrain.py"), "--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY,
+    command = [sys.executable, str(HERE / "pretrain.py"), *both(films), "--out", str(tmp_path / "run"), *TINY,
                "--workers", str(workers)]
     child = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.time() + 120
@@ -102,10 +107,11 @@ def test_a_killed_run_goes_on_bit_for_bit_like_one_that_was_not(finished, films,
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_sigterm_and_ctrl_c_save_at_the_end_of_the_step_and_leave(films, tmp_path, number, code):
-    command = [sys.executable, str(HERE / "pretrain.py"), "--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY,
+    command = [sys.executable, str(HERE / "pretrain.py"), *both(films), "--out", str(tmp_path / "run"), *TINY,
                "--steps", "100000", "--save-every", "99999", "--eval-every", "99999", "--workers", "2"]
     child = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                             start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+                             start_new_session=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.time() + 120
     while time.time() < deadline and not (log.exists() and log.stat().st_size):
         time.sleep(0.01)
@@ -119,11 +125,11 @@ def test_sigterm_and_ctrl_c_save_at_the_end_of_the_step_and_leave(films, tmp_pat
 
 
 def test_torchrun_with_two_processes_logs_what_one_process_logs(films, tmp_path):
-    argv = ["--data", str(films), "--val", str(films), *TINY, "--steps", "3", "--precision", "fp64"]
+    argv = [*both(films), *TINY, "--steps", "3", "--precision", "fp64"]
     pretrain.main([*argv, "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "pretrain.py")]
-    done = subprocess.run([*command, *argv, "--out", str(tmp_path / "two")], env=ENV, check=False, capture_output=True, text=True,
-                          timeout=180, cwd=tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(HERE / "pretrain.py"), *argv, "--out", str(tmp_path / "two")], env=ENV, check=False,
+                          capture_output=True, text=True, timeout=180, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert one.keys() == two.keys()
@@ -143,7 +149,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ten_in_a_row_end_the_run(
 
     monkeypatch.setattr(losses, "mil_nce", broken)
     monkeypatch.setattr(pretrain.Run, "save", spy)
-    line = refused(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "30", "--save-every", "1"], capsys, 3)
+    line = refused([*both(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "30", "--save-every", "1"], capsys, 3)
     assert "not finite" in line
     logged = rows(tmp_path / "run")
     assert len(logged) == 10
@@ -160,7 +166,7 @@ def test_unreadable_films_are_named_once_counted_by_reason_and_stop_the_run_past
         film(tmp_path / "films" / f"{i}.mp4", seed=i)
     for i in range(3):
         (tmp_path / "films" / f"bad{i}.mp4").touch()
-    argv = ["--data", str(tmp_path / "films"), "--val", str(tmp_path / "films"), *TINY]
+    argv = [*both(tmp_path / "films"), *TINY]
     pretrain.main([*argv, "--max-bad", "0.6", "--out", str(tmp_path / "goes-on")])
     said = capsys.readouterr().out
     assert all(said.count(f"in its place: {str(tmp_path / 'films')!r}"[:-1] + f"/bad{i}.mp4") <= 1 for i in range(3))
@@ -172,7 +178,7 @@ def test_unreadable_films_are_named_once_counted_by_reason_and_stop_the_run_past
 
 
 def test_a_run_starts_from_the_weights_of_another(finished, films, tmp_path):
-    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--init", str(finished), "--size", "24",
+    pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--init", str(finished), "--size", "24",
                    "--steps", "1"])
     config = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
     assert config["size"] == 24
@@ -180,7 +186,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, films, tmp_path):
 
 
 def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys):
-    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--dry-run"])
+    pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--dry-run"])
     assert re.search(r"video +\(4, 4, 16, 16, 3\) torch.uint8", capsys.readouterr().out)
     assert not (tmp_path / "run").exists()
 
@@ -202,7 +208,7 @@ def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys)
     (["--init", "nowhere"], "nowhere"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_one_line_and_exit_code_2(films, tmp_path, capsys, flags, says):
-    argv = ["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, *flags]
+    argv = [*both(films), "--out", str(tmp_path / "run"), *TINY, *flags]
     assert says in refused(argv, capsys)
     assert not list(tmp_path.glob("run/checkpoint*"))
 
@@ -219,14 +225,14 @@ def test_wrong_data_is_one_line_and_exit_code_2(tmp_path, capsys):
 def test_a_run_that_failed_to_start_can_be_started_right(films, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     refused(["--data", str(tmp_path / "empty"), "--out", str(tmp_path / "run"), *TINY], capsys)
-    pretrain.main(["--data", str(films), "--val", str(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "1"])
+    pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "1"])
 
 
 def test_a_folder_with_another_run_is_left_as_it_is(finished, films, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
-    line = refused(["--data", str(films), "--val", str(films), "--out", str(out), *TINY, "--lr", "0.5", "--size", "24"], capsys)
+    line = refused([*both(films), "--out", str(out), *TINY, "--lr", "0.5", "--size", "24"], capsys)
     assert "--lr was 0.002 and is 0.5" in line
     assert "--size was 16 and is 24" in line
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != ".lock"} == before
@@ -240,7 +246,7 @@ def test_a_checkpoint_of_another_shape_is_refused(finished, films, tmp_path, cap
         state = torch.load(path, weights_only=True)
         state["model"]["backbones.W_vp"] = torch.zeros(3, 5)
         torch.save(state, path)
-    line = refused(["--data", str(films), "--val", str(films), "--out", str(out), *TINY], capsys)
+    line = refused([*both(films), "--out", str(out), *TINY], capsys)
     assert "backbones.W_vp is (3, 5)" in line
 
 

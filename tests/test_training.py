@@ -128,9 +128,10 @@ def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path):
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path):
-    code = "from pathlib import Path; from training import Run; Run(Path('run')).begin({}, set()); print('in', flush=True); input()"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": str(HERE)})
+    code = ("from pathlib import Path\nfrom training import Run\nrun = Run(Path('run'))\n"
+            "run.begin({}, set()); print('in', flush=True); input()")
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             text=True, env={**os.environ, "PYTHONPATH": str(HERE)})
     assert child.stdout.readline() == "in\n"
     with pytest.raises(ValueError, match=f"in use by process {child.pid}"):
         Run(tmp_path / "run").begin({}, set())

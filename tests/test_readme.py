@@ -1,0 +1,61 @@
+"""What the README says of the code, against the code: the map of the paper, the departures, the lines of each file."""
+
+import collections
+import re
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent.parent
+README = (HERE / "README.md").read_text(encoding="utf-8")
+FILES = sorted(path.name for path in HERE.glob("*.py"))
+MARK = re.compile(r"^\s*# (Paper|Official|Ours): ", re.MULTILINE)
+
+
+def table(title):
+    """The cells of the rows of the first table after a heading"""
+    part = README.split(f"## {title}\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    return rows[2:]
+
+
+@pytest.mark.parametrize("row", table("Where the paper is in the code"), ids=lambda row: f"{row[0]} {row[1]}")
+def test_every_place_of_the_map_exists(row):
+    file, name = row[2].strip("`").split(":")
+    source = (HERE / file).read_text(encoding="utf-8")
+    assert re.search(rf"^\s*(def|class) {name}\b", source, re.MULTILINE), f"{file} has no {name}"
+    assert row[0].removeprefix("Section ") in source, f"{file} does not name {row[0]}"
+
+
+def test_the_map_covers_every_section_and_equation_of_the_approach():
+    named = {row[0] for row in table("Where the paper is in the code")}
+    assert {"Section 3.1", "Section 3.1.1", "Section 3.2", *(f"Eq. {i}" for i in range(1, 7)), "Table 7", "Figure 1"} <= named
+
+
+def test_the_departures_are_those_marked_in_the_code():
+    marked = collections.Counter((file, mark) for file in FILES for mark in MARK.findall((HERE / file).read_text("utf-8")))
+    said = collections.Counter((row[2].strip("`"), row[1]) for row in table("Departures"))
+    assert said == marked
+
+
+def test_every_mark_begins_a_comment_of_its_own():
+    for file in FILES:
+        text = (HERE / file).read_text("utf-8")
+        assert len(re.findall(r"\b(?:Paper|Official|Ours): ", text)) == len(MARK.findall(text)), file
+
+
+def test_every_file_is_listed_with_its_lines():
+    said = {row[0].strip("`"): int(row[1]) for row in table("Files")}
+    assert said == {file: len((HERE / file).read_text("utf-8").splitlines()) for file in FILES}
+
+
+def test_no_file_is_longer_than_one_concept_needs():
+    assert all(len((HERE / file).read_text("utf-8").splitlines()) <= 400 for file in FILES)
+
+
+def test_the_readme_names_flags_and_presets_that_exist():
+    import pretrain
+
+    known = {flag for action in pretrain.flags()._actions for flag in action.option_strings}
+    torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known | torchrun
