@@ -286,7 +286,7 @@ class Media:
             for frame in frames:
                 stamp = frame.pts
                 if by_packet:
-                    stamp = None if frame.dts is None else frame.dts - context.has_b_frames
+                    stamp = None if frame.dts is None else frame.dts - context.reorder_depth
                 if stamp is None:
                     stamp = following
                 if stamp is None:  # in the middle of the file, with nothing to count from
@@ -345,7 +345,7 @@ def _graph(frame, box, size) -> "av.filter.Graph":
     source = graph.add("buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name,
                        time_base="1/1000", colorspace=str(frame.colorspace), range=str(frame.color_range))
     # Ours: swscale's bilinear, with antialiasing, while decoding (official: without, on stored, already small frames).
-    scale = f"{size[1]}:{size[0]}:flags=bilinear+full_chroma_int+accurate_rnd"
+    scale = f"{size[1]}:{size[0]}:flags=bilinear+full_chroma_int+full_chroma_inp+accurate_rnd"
     steps = [*turn, ("crop", f"{w}:{h}:{x}:{y}:exact=1"), ("scale", scale), ("format", "rgb24"), ("buffersink", None)]
     graph.link_nodes(source, *(graph.add(name, options) for name, options in steps)).configure()
     return graph

@@ -1,9 +1,9 @@
 """Scores, each a small function that says what it counts (Section 4.2.4)."""
 
-import augment
 import torch
 import torch.nn.functional as F
 
+import augment
 from data import to_device
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
@@ -52,7 +52,7 @@ def retrieval(model, loader, processes, precision: str) -> dict:
                          batch["has_text"][:, 0].tolist(), batch["path"], strict=True))
     model.train()
     rows = sorted((row for part in processes.collect(rows) for row in part), key=lambda row: row[-1])
-    results = {"unreadable": sum(len(part) for part in processes.collect(failed))}
+    results = {"unreadable": sorted(pair for part in processes.collect(failed) for pair in part)}
     sounding, captioned = [r for r in rows if r[4]], [r for r in rows if r[5]]
     for name, pool, query, item in zip(TASKS, (captioned, sounding, sounding), (3, 0, 1), (2, 1, 0), strict=True):
         n = len(pool)
@@ -64,7 +64,7 @@ def retrieval(model, loader, processes, precision: str) -> dict:
     return results
 
 
-def table(results: dict, beside: dict[str, dict] | None = None) -> str:
+def table(results: dict, beside: dict[str, dict]) -> str:
     """Scores in percent beside chance and, for the demo, beside what knowing a part of the attributes would give"""
     lines = [f"{'held-out retrieval':30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
     row = lambda name, s, n="": f"{name:30}" + "".join(
@@ -74,9 +74,10 @@ def table(results: dict, beside: dict[str, dict] | None = None) -> str:
             lines.append(row(name.replace("_", " "), results[name], results[name]["N"]))
             lines.append(row("  chance", results[name]["chance"]))
         else:
-            lines.append(f"{name.replace('_', ' '):30}  no held-out clip has both")
-    for name, scores in (beside or {}).items():
+            lines.append(f"{name.replace('_', ' '):30}  no held-out clip has both (--val names others)")
+    for name, scores in beside.items():
         lines.append(row(f"  knowing {name} alone", scores))
     if results["unreadable"]:
-        lines.append(f"{results['unreadable']} held-out clips could not be read and are not in the pools")
+        named = "; ".join(f"{path}: {reason}" for path, reason in results["unreadable"][:5])
+        lines.append(f"{len(results['unreadable'])} held-out clips could not be read and are not in the pools, first {named}")
     return "\n".join(lines)

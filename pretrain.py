@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
         if processes.first:
             run.begin(plain, MAY_DIFFER)
         if run.results():
-            processes.print(f"{args.out} is finished; for another run, name another --out\n\n{table(run.results())}")
+            processes.print(f"{args.out} is finished; another --out makes another run\n\n{table(run.results(), beside(args))}")
             return processes.end()
         train, held = sources(args, run, processes)
         words = vocabulary(args, run, train, processes)
@@ -272,8 +272,11 @@ def main(argv: list[str] | None = None) -> None:
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
     batches = iter(data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda"))
     loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
-    in_a_row, last_said = 0, time.perf_counter()
+    if args.batch > sum(map(len, train)):
+        processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
     bar = tqdm(total=args.steps, initial=first, unit="step", disable=not (processes.first and sys.stderr.isatty()))
+    say = processes.print if bar.disable else bar.write
+    in_a_row, started, last_said = 0, time.perf_counter(), time.perf_counter()
     model.train()
     try:
         for step in range(first, args.steps):
@@ -308,9 +311,9 @@ def main(argv: list[str] | None = None) -> None:
                 optimizer.step()
             if any_failed:
                 row["bad"] = [pair for part in processes.collect(failed) for pair in part]
-                for path, reason in row["bad"]:
+                for path, reason in dict(row["bad"]).items():
                     if path not in bad.names:
-                        processes.print(f"unreadable, another clip in its place: {path}: {reason}")
+                        say(f"unreadable, another clip in its place: {path}: {reason}")
             bad.add(args.batch, row.get("bad", []))
             in_a_row = in_a_row + 1 if not_finite else 0
 
@@ -325,9 +328,10 @@ def main(argv: list[str] | None = None) -> None:
             line = summary(row, args.batch)
             bar.set_postfix_str(line)
             bar.update()
-            if (bar.disable and time.perf_counter() - last_said > 15) or "held_out" in row:
-                last_said = time.perf_counter()
-                processes.print(f"step {end}/{args.steps} {line}")
+            now = time.perf_counter()
+            if "held_out" in row or (bar.disable and now - last_said > 15):
+                last_said, left = now, (now - started) / (end - first) * (args.steps - end)
+                say(f"step {end}/{args.steps}, {left / 60:.1f} min left, {line}")
             if in_a_row == 10:
                 fail(3, f"ten losses or gradients in a row were not finite; the clips are in {args.out}/metrics.jsonl. "
                         f"Try a lower --lr than {args.lr} or a longer --warmup than {args.warmup}")
@@ -338,7 +342,7 @@ def main(argv: list[str] | None = None) -> None:
                 run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
             if asked:
                 bar.close()
-                processes.print(f"stopped at step {end}, saved in {args.out}; the same command goes on")
+                say(f"stopped at step {end}, saved in {args.out}; the same command goes on")
                 processes.end()
                 sys.exit(stop.code or 143)
     except data.TooManyBad as e:
@@ -347,14 +351,20 @@ def main(argv: list[str] | None = None) -> None:
 
     results = retrieval(model, loader(), processes, args.precision)
     if processes.first:
-        beside = None if args.data else demo.ceilings(demo.labels(DEMO))
         run.add_results(results)
-        print(table(results, beside))
+        print(f"\n{table(results, beside(args))}")
         if bad.names:
             print(bad)
         more = figures.curves(args.out) + vatt.share(model, args.out)
         print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}")
     processes.end()
+
+
+def beside(args) -> dict[str, dict]:
+    """For the demo, what knowing one or two attributes of a clip would give, to stand beside the scores"""
+    if args.data or args.val:
+        return {}
+    return {name: scores for name, scores in demo.ceilings(demo.labels(DEMO)).items() if name.count("+") < 2}
 
 
 def summary(row: dict, batch: int) -> str:
@@ -363,7 +373,8 @@ def summary(row: dict, batch: int) -> str:
     number = lambda k: "   nan" if row[k] is None else f"{row[k]:.2f}"
     line = (f"NCE {number('nce')} (chance {chance[0]:.2f}) MIL-NCE {number('mil_nce')} ({chance[1]:.2f}) "
             f"cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')} "
-            f"{row['time']['clips_per_s']:.0f} clips/s wait {100 * row['time']['data_wait']:.0f}%")
+            f"{row['time']['clips_per_s']:.0f} clips/s, waiting {100 * row['time']['data_wait']:.0f}%"
+            + (" (for data: raise --workers, or --cache for small data)" if row["time"]["data_wait"] > 0.5 else ""))
     if "held_out" in row:
         line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
     return line

@@ -26,7 +26,7 @@ import torch.distributed as dist
 class Processes:
     """The processes of this run, as `torchrun` set them up, or one alone; CUDA with nccl where there is a GPU, else gloo."""
 
-    def __init__(self, timeout_s: float = 1800):
+    def __init__(self, timeout_s: float = 600):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_RANK", 0))
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -36,6 +36,7 @@ class Processes:
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            self.patient = dist.new_group(backend="gloo", timeout=timedelta(hours=12))  # while the first one lists the data
 
     @property
     def first(self) -> bool:
@@ -50,7 +51,7 @@ class Processes:
     def wait(self) -> None:
         """Until all processes are here"""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self.patient)
 
     def sum(self, *numbers: float) -> list[float]:
         """The sums over all processes"""
@@ -65,7 +66,7 @@ class Processes:
         if self.world == 1:
             return [thing]
         things = [None] * self.world
-        dist.all_gather_object(things, thing)
+        dist.all_gather_object(things, thing, self.patient)
         return things
 
     def gather(self, z: torch.Tensor) -> torch.Tensor:

