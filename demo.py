@@ -288,8 +288,8 @@ def pick(words, rng):
 
 
 def loose_captions(combination, others, start, end, rng):
-    """One to four training captions (start, end, text) of an event: incomplete, some late, some wrong, some chatter."""
-    count = rng.integers(1, 5)
+    """Two to five training captions (start, end, text) of an event: incomplete, some late, some wrong, some chatter."""
+    count = rng.integers(2, 6)
     length = (end - start) / count
     cues = []
     for i in range(count):

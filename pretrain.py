@@ -37,9 +37,9 @@ PAPER = dict(steps=500_000, batch=2048, lr=1e-4, lr_end=5e-5, warmup=10_000, dro
 RECIPES = {
     **dict.fromkeys(("bbs", "mbs", "lbs", "ma"), PAPER),
     "sss": {**PAPER, "steps": 100_000, "batch": 128, "warmup": 2000},
-    "demo": {**PAPER, "steps": 640, "batch": 64, "lr": 2e-3, "lr_end": 2e-4, "warmup": 40, "drop": (0.5, 0.75),
-             "area": (0.6, 1.0), "colour": (32 / 255, 0.0, 0.0, 0.0), "noise": 0.0, "workers": 0, "cache": 1.0,
-             "save_every": 100, "eval_every": 160},
+    "demo": {**PAPER, "steps": 800, "batch": 64, "lr": 2e-3, "lr_end": 2e-5, "warmup": 40, "drop": (0.5, 0.75),
+             "area": (0.8, 1.0), "colour": (32 / 255, 0.0, 0.0, 0.0), "noise": 0.0, "workers": 0, "cache": 1.0,
+             "save_every": 200, "eval_every": 200},
 }
 DEMO = Path("demo-data")
 MAY_DIFFER = {"out", "workers", "cache", "save_every", "eval_every", "max_bad", "init"}  # and the run goes on all the same
