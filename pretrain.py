@@ -243,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
                     f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
-    batches = iter(data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda"))
+    batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
+    batches = data.ahead(batches, device)
     loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
@@ -259,7 +260,6 @@ def main(argv: list[str] | None = None) -> None:
             if args.dry_run:
                 processes.print("\n".join(f"{k:10} {tuple(v.shape)} {v.dtype}" for k, v in batch.items() if torch.is_tensor(v)))
                 return processes.end()
-            batch = data.to_device(batch, device)
             lr = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
