@@ -277,3 +277,24 @@ def held_out_loader(clips: HeldOut, batch: int, rank: int, world: int, workers: 
 def to_device(batch: dict, device: torch.device) -> dict:
     """The tensors of a batch, copied while the device computes"""
     return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def ahead(batches, device: torch.device):
+    """The batches on the device, each copied on a side stream while the one before it is computed."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side, batches = torch.cuda.Stream(device), iter(batches)
+
+    def copied(item):
+        with torch.cuda.stream(side):
+            return item and (to_device(item[0], device), item[1])
+
+    following = copied(next(batches, None))
+    while following:
+        torch.cuda.current_stream(device).wait_stream(side)
+        batch, failed = following
+        for tensor in filter(torch.is_tensor, batch.values()):
+            tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused while this step needs it
+        following = copied(next(batches, None))
+        yield batch, failed

@@ -67,6 +67,11 @@ class Heads(nn.Module):
         self.v_to_vt = Projection(d_va, d_vt)
         self.t_to_vt = Projection(d_text, d_vt)
 
+    def forward(self, z_video, z_audio, z_text, has_audio=None, has_text=None):
+        """Eq. 3: z_out -> z_v,va (B, d_va), z_a,va (B, d_va), z_v,vt (B, d_vt), z_t,vt (B, K, d_vt)"""
+        z_v_va, z_v_vt = self.video(z_video)
+        return z_v_va, self.audio(z_audio, has_audio), z_v_vt, self.text(z_text, has_text)
+
     def video(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """z_out of video (B, d) -> z_v,va (B, d_va), z_v,vt (B, d_vt)"""
         with torch.autocast(z.device.type, enabled=False):

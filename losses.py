@@ -16,16 +16,20 @@ import torch
 import torch.nn.functional as F
 
 
-def nce(z_v: torch.Tensor, z_a: torch.Tensor, temperature: float = 0.07, has_audio: torch.Tensor | None = None):
+def nce(z_v: torch.Tensor, z_a: torch.Tensor, temperature: float = 0.07, has_audio: torch.Tensor | None = None,
+        rows: slice = slice(None)) -> torch.Tensor:
     """Eq. 4, mean over the clips with sound: MIL-NCE with one candidate.  z_v, z_a (B, d), has_audio (B,) bool -> scalar"""
-    return mil_nce(z_v, z_a[:, None], has_audio, temperature)
+    return mil_nce(z_v, z_a[:, None], has_audio, temperature, rows)
 
 
-def mil_nce(z_v: torch.Tensor, z_t: torch.Tensor, has_text: torch.Tensor | None = None, temperature: float = 0.07):
+def mil_nce(z_v: torch.Tensor, z_t: torch.Tensor, has_text: torch.Tensor | None = None, temperature: float = 0.07,
+            rows: slice = slice(None)) -> torch.Tensor:
     """Eq. 5, mean over the clips that have a caption; 0 where none has one.
 
     z_v (B, d), z_t (B, K, d), has_text (B,) or (B, K) bool -> scalar. The vectors are normalised here. A missing caption is
     neither a positive nor a negative; the video of a clip without captions remains a negative of the others' captions.
+    `rows`: the b clips that this process scores, its share of the mean; over all clips the shares add up to it. Memory is
+    O(b B K).
     """
     b, k = z_t.shape[:2]
     has_text = z_v.new_ones(b, k, dtype=torch.bool) if has_text is None else has_text.view(b, -1).expand(b, k)
@@ -33,20 +37,21 @@ def mil_nce(z_v: torch.Tensor, z_t: torch.Tensor, has_text: torch.Tensor | None 
     with torch.autocast(z_v.device.type, enabled=False):
         dtype = torch.promote_types(z_v.dtype, torch.float32)
         z_v, z_t = F.normalize(z_v.to(dtype), dim=-1), F.normalize(z_t.to(dtype), dim=-1)
-        s = torch.einsum("id,jkd->ijk", z_v, z_t) / temperature                           # (B, B, K) video i, caption j k
         # Finite, so that a clip without any caption has a loss that is a number, which is then left out.
-        nothing = torch.finfo(s.dtype).min
-        s = s.masked_fill(~has_text, nothing)
-        others = s.masked_fill(torch.eye(b, dtype=torch.bool, device=s.device)[..., None], nothing)
-        positive = s.diagonal().transpose(0, 1).logsumexp(1)                              # (B,) own captions
-        row = others.flatten(1).logsumexp(1)                                              # (B,) captions of others
-        column = others.transpose(0, 1).flatten(1).logsumexp(1)                           # (B,) videos of others
+        nothing = torch.finfo(dtype).min
+        mine = has_text[rows]
+        own = torch.eye(b, dtype=torch.bool, device=z_v.device)[rows]                               # (b, B)
+        row = torch.einsum("id,jkd->ijk", z_v[rows], z_t) / temperature                             # (b, B, K)
+        column = torch.einsum("jd,ikd->ijk", z_v, z_t[rows]) / temperature                          # (b, B, K)
+        positive = torch.einsum("id,ikd->ik", z_v[rows], z_t[rows]) / temperature                   # (b, K)
+        positive = positive.masked_fill(~mine, nothing).logsumexp(1)                                # (b,) own captions
+        row = row.masked_fill(~has_text | own[..., None], nothing).flatten(1).logsumexp(1)          # captions of others
+        column = column.masked_fill(~mine[:, None] | own[..., None], nothing).flatten(1).logsumexp(1)  # videos of others
         # Paper: the positive counts once (official: twice, which is log(1 + e^loss), with ln 2 as its lowest value).
         # Official: negatives are row and column (Eq. 4 and 5 could also mean every pair off the diagonal).
         loss = torch.stack([positive, row, column]).logsumexp(0) - positive
         # Ours: one mean over the captioned clips of all processes (official: of each device, then over devices).
-        counts = has_text.any(1)
-        return torch.where(counts, loss, 0).sum() / counts.sum().clamp(min=1)
+        return torch.where(mine.any(1), loss, 0).sum() / has_text.any(1).sum().clamp(min=1)
 
 
 def total(nce_loss: torch.Tensor, mil_nce_loss: torch.Tensor, lam: float = 1.0) -> torch.Tensor:

@@ -1,8 +1,6 @@
-"""Pre-training (Sections 3.4, 4.1, A.2.4): `python pretrain.py` is the demo, `torchrun ... pretrain.py --preset mbs` the paper.
+"""Pre-training (Sections 4.1, A.2.4): `python pretrain.py` is the demo, `torchrun ... pretrain.py --preset mbs` the paper.
 
-    batch -> backbones -> z_out ==== gathered from all processes, with gradient ==== heads -> NCE + lambda MIL-NCE
-
-Every process computes the loss of the whole batch, so W processes compute what one computes.
+What one step computes stands in `step.py`; here are the flags, the data, and the loop.
 """
 
 import argparse
@@ -14,11 +12,8 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import augment
 import data
 import datasets
 import demo
@@ -27,8 +22,10 @@ import index
 import losses
 import vatt
 from evaluate import TASKS, retrieval, table
-from sampling import Slots, key
+from sampling import Slots
+from step import Step
 from training import Processes, Run, Stop, fail, learning_rate, load_weights, mendable
+from transformer import Transformer
 
 # Sections 4.1, A.2.1 and A.2.4.
 # Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
@@ -42,7 +39,7 @@ RECIPES = {
              "save_every": 200, "eval_every": 200},
 }
 DEMO = Path("demo-data")
-MAY_DIFFER = {"out", "workers", "cache", "save_every", "eval_every", "max_bad", "init"}  # and the run goes on all the same
+MAY_DIFFER = {"out", "workers", "cache", "save_every", "eval_every", "max_bad", "init", "compile", "recompute"}
 
 
 def flags() -> argparse.ArgumentParser:
@@ -82,6 +79,10 @@ def flags() -> argparse.ArgumentParser:
     g.add_argument("--seed", type=int, default=0, help="of everything random")
     g.add_argument("--workers", type=int, help="processes that decode, for each process that trains")
     g.add_argument("--cache", type=float, metavar="GB", help="decoded videos kept in memory, in each of them; for small data")
+    g.add_argument("--chunk", type=int, metavar="CLIPS", help="of a process that pass the backbones at a time; the batch may "
+                   "then be larger than memory, with the same gradients")
+    g.add_argument("--recompute", action="store_true", help="activations in the backward pass: less memory, more time")
+    g.add_argument("--compile", action="store_true", help="torch.compile of the Transformers: a slow start, then faster")
     g.add_argument("--precision", choices=("fp32", "bf16", "fp64"), help="default: bf16 on a GPU that has it, else fp32")
     g.add_argument("--save-every", type=int, metavar="STEPS", help="a checkpoint; the last two are kept")
     g.add_argument("--eval-every", type=int, metavar="STEPS", help="retrieval on the held-out clips")
@@ -113,6 +114,8 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     for name in ("fps", "lr", "lr_end"):
         if not 0 < getattr(args, name) < float("inf"):
             p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
+    if args.chunk is not None and args.chunk < 1:
+        p.error(f"--chunk must be at least 1, not {args.chunk}")
     if args.batch % processes.world:
         p.error(f"--batch {args.batch} must divide by the {processes.world} processes")
     if args.warmup >= args.steps and args.steps > 1:
@@ -180,38 +183,6 @@ def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
     return vatt.tokenize.Vocabulary.load(path)
 
 
-# ------------------------------------------------------------------------------------------------------------------- step
-
-
-def forward(model: vatt.VATT, backbones, batch: dict, drop, processes: Processes):
-    """A batch on the device -> loss of the whole batch of all processes, and what the log says of it (a dict of scalars)."""
-    video = augment.augment(batch["video"], batch["flip"], batch["colour"]).to(model.heads.dtype)
-    z = backbones(video, batch["audio"].to(model.heads.dtype), batch["text"], drop, batch["keys"])
-    z_video, z_audio, z_text = (processes.gather(x) for x in z)                          # (B, d), (B, d), (B, K, d)
-    has_audio, has_text = (processes.gather(batch[k].float()) > 0 for k in ("has_audio", "has_text"))  # (B,), (B, K)
-    z_v_va, z_a_va, z_v_vt, z_t_vt = model.project(z_video, z_audio, z_text, has_audio, has_text)
-    nce = losses.nce(z_v_va, z_a_va, has_audio=has_audio)
-    mil_nce = losses.mil_nce(z_v_vt, z_t_vt, has_text)
-    loss = losses.total(nce, mil_nce)
-    with torch.no_grad():
-        pos_va, neg_va = cosines(z_v_va, z_a_va[:, None], has_audio[:, None])
-        pos_vt, neg_vt = cosines(z_v_vt, z_t_vt, has_text)
-    parts = dict(loss=loss, nce=nce, mil_nce=mil_nce, pos_va=pos_va, neg_va=neg_va, pos_vt=pos_vt, neg_vt=neg_vt,
-                 sounding=has_audio.sum(), captioned=has_text.any(1).sum())
-    return loss, {k: v.detach() for k, v in parts.items()}
-
-
-def cosines(z_v: torch.Tensor, z: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cosine of positive and of negative pairs: equal where nothing is learned, both near 1 in a collapse.
-
-    z_v (B, d), z (B, K, d), valid (B, K) bool -> two scalars
-    """
-    z_v, z = F.normalize(z_v, dim=-1), F.normalize(z, dim=-1) * valid[..., None]
-    positive, n = torch.einsum("id,ikd->", z_v, z), valid.sum()
-    every = z_v.sum(0) @ z.sum((0, 1))
-    return positive / n.clamp(min=1), (every - positive) / (n * (len(z_v) - 1)).clamp(min=1)
-
-
 # ------------------------------------------------------------------------------------------------------------------- main
 
 
@@ -248,9 +219,11 @@ def main(argv: list[str] | None = None) -> None:
         if args.init:
             vatt.initialise(model, Path(args.init))
         model.to(device, torch.float64 if args.precision == "fp64" else torch.float32)
-        backbones = model.backbones
-        if world > 1:
-            backbones = DistributedDataParallel(backbones, gradient_as_bucket_view=True)
+        for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
+            transformer.recompute = args.recompute
+            if args.compile:
+                transformer.compile()
+        gradients = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
         optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=device.type == "cuda" or None)
 
@@ -270,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
                     f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
-    batches = iter(data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda"))
+    batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
+    batches = data.ahead(batches, device)
     loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
@@ -286,17 +260,13 @@ def main(argv: list[str] | None = None) -> None:
             if args.dry_run:
                 processes.print("\n".join(f"{k:10} {tuple(v.shape)} {v.dtype}" for k, v in batch.items() if torch.is_tensor(v)))
                 return processes.end()
-            batch = data.to_device(batch, device)
             lr = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            torch.manual_seed(key(args.seed, step, rank))  # dropout has no generator of its own
             statistics = [b.clone() for b in model.buffers()]
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-                loss, parts = forward(model, backbones, batch, args.drop, processes)
-            loss.backward()
+            parts = gradients({k: v for k, v in batch.items() if k != "path"}, step)
             parts["grad_norm"] = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
             row = dict(zip(parts, torch.stack([p.double() for p in parts.values()]).tolist(), strict=True))  # one read
             finite = all(map(math.isfinite, row.values()))

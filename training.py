@@ -61,6 +61,12 @@ class Processes:
         dist.all_reduce(total)
         return total.tolist()
 
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes of a tensor on the device, in place, without gradient"""
+        if self.world > 1:
+            dist.all_reduce(x)
+        return x
+
     def collect(self, thing) -> list:
         """What each process has, in the order of ranks; anything that pickles, for rare use"""
         if self.world == 1:
@@ -80,10 +86,10 @@ class Processes:
 
 
 class Gather(torch.autograd.Function):
-    """All rows forward; backward, a process's own rows times the number of processes.
+    """All rows forward; backward, the gradients that all processes have for a process's own rows, added up.
 
-    Every process computes the loss of the whole batch, so each has the whole gradient of its own rows already; the factor
-    undoes the mean that DistributedDataParallel takes over processes.
+    Every process scores its own rows of the loss, times the number of processes: that undoes the mean over processes which
+    DistributedDataParallel takes.
     """
 
     @staticmethod
@@ -95,7 +101,9 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient.chunk(ctx.world)[ctx.rank] * ctx.world, None, None
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)  # gloo has no reduce-scatter; the vectors are few and short
+        return gradient.chunk(ctx.world)[ctx.rank], None, None
 
 
 # -------------------------------------------------------------------------------------------------------------- schedule

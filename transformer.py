@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Size(NamedTuple):
@@ -37,7 +38,8 @@ class Transformer(nn.Module):
     """Pre-LN encoder that returns z_out of AGG (Section 3.2).
 
     `aggs` is the number of AGG vectors: one a modality where the backbone is shared. `relative_bias` adds a learned bias to
-    the attention scores of the first layer (the text model).
+    the attention scores of the first layer (the text model). With `recompute` set, the activations of a block are not kept
+    but computed again in the backward pass.
     """
 
     def __init__(self, size: Size, aggs: int = 1, relative_bias: bool = False, dropout: float = 0.1):
@@ -47,6 +49,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(size, dropout) for _ in range(size.layers))
         self.norm = nn.LayerNorm(size.d, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
+        self.recompute = False
         # Official: AGG is Glorot normal on one dimension, a truncated normal of standard deviation d^-0.5.
         truncated_normal_(self.x_agg, size.d**-0.5 / 0.87962566)  # what cutting at two leaves of it
 
@@ -62,7 +65,11 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             # Paper: a bias "to each attention score of the first layer" (official: all layers use the first one's).
             first = i == 0 and self.relative_bias is not None
-            x = block(x, self.relative_bias(x.shape[1], seen) if first else seen)
+            bias = self.relative_bias(x.shape[1], seen) if first else seen
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, bias, use_reentrant=False)
+            else:
+                x = block(x, bias)
         # Official: dropout also after the last LayerNorm (the paper does not speak of dropout).
         return self.dropout(self.norm(x if all_tokens else x[:, 0]))
 

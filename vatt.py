@@ -95,8 +95,7 @@ class VATT(nn.Module):
 
     def project(self, z_video, z_audio, z_text, has_audio=None, has_text=None):
         """Eq. 3: z_out -> z_v,va (B, d_va), z_a,va (B, d_va), z_v,vt (B, d_vt), z_t,vt (B, K, d_vt)"""
-        z_v_va, z_v_vt = self.heads.video(z_video)
-        return z_v_va, self.heads.audio(z_audio, has_audio), z_v_vt, self.heads.text(z_text, has_text)
+        return self.heads(z_video, z_audio, z_text, has_audio, has_text)
 
 
 class Backbones(nn.Module):

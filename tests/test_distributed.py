@@ -1,4 +1,7 @@
-"""W processes compute what one computes: gloo on the CPU, fp64, no dropout, DropToken on; every gradient and buffer."""
+"""W processes compute what one computes, and chunks what the whole batch computes: every gradient and buffer.
+
+gloo on the CPU, fp64, DropToken on; no dropout, because its choices depend on the process and the chunk.
+"""
 
 import dataclasses
 import os
@@ -7,12 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
 import vatt
-from pretrain import forward
+from step import Step
 from training import Processes
-from transformer import Size
+from transformer import Size, Transformer
 
 SMALL = Size(2, 32, 64, 2)
 CONFIG = vatt.Config(SMALL, SMALL, SMALL, frames=4, size=16, patch=(2, 8, 8), rate=8000, vocabulary=20, words=4,
@@ -37,22 +39,21 @@ def batch(text, sound):
             "colour": torch.zeros(8, 5), "keys": torch.randint(2**60, (8, 2), generator=g)}
 
 
-def one_step(processes, shared, text, sound):
+def one_step(processes, shared, text, sound, chunk=None, **settings):
     """-> loss, gradients by name, buffers by name, after one forward and backward on this process's part of the batch"""
     torch.manual_seed(0)
-    model = vatt.VATT(dataclasses.replace(CONFIG, shared=shared)).double()
-    backbones = model.backbones
-    if processes.world > 1:
-        backbones = DistributedDataParallel(backbones, gradient_as_bucket_view=True)
+    model = vatt.VATT(dataclasses.replace(CONFIG, shared=shared, **settings)).double()
     mine = slice(processes.rank * 8 // processes.world, (processes.rank + 1) * 8 // processes.world)
     part = {k: v[mine] for k, v in batch(text, sound).items()}
-    loss, _ = forward(model, backbones, part, (0.5, 0.5), processes)
-    loss.backward()
-    return loss.detach(), {k: p.grad for k, p in model.named_parameters()}, dict(model.named_buffers())
+    parts = Step(model, processes, (0.5, 0.5), chunk)(part, step=3)
+    return parts["loss"], {k: p.grad.clone() for k, p in model.named_parameters()}, dict(model.named_buffers())
 
 
-CASES = [(False, text, "everywhere") for text in TEXTS] + [(True, "here and there", "everywhere"),
-                                                           (False, "everywhere", "on one process only")]
+#         shared backbone, text, sound, chunk
+CASES = [*((False, text, "everywhere", None) for text in TEXTS),
+         (True, "here and there", "everywhere", None), (False, "everywhere", "on one process only", None),
+         (False, "here and there", "everywhere", 2), (True, "here and there", "on one process only", 3),
+         (False, "on one process only", "everywhere", 1)]
 
 
 def work(rank, world, folder):
@@ -77,18 +78,55 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"text {t}, sound {s}, shared {m}" for m, t, s in CASES])
+def same(one, other):
+    """Loss, every gradient and every buffer to 1e-9"""
+    assert abs(one[0] - other[0]) < 1e-9
+    for mine, its in zip(one[1:], other[1:], strict=True):
+        assert mine.keys() == its.keys()
+        assert all((mine[k] - its[k]).abs().max() < 1e-9 for k in mine)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)),
+                         ids=[f"text {t}, sound {s}, shared {m}, chunk {c}" for m, t, s, c in CASES])
 def test_two_processes_compute_what_one_computes(two_processes, case):
-    loss, gradients, buffers = one_step(Processes(), *CASES[case])
+    alone = one_step(Processes(), *CASES[case][:3])
     for rank in range(2):
-        its_loss, its_gradients, its_buffers = two_processes[rank][case]
-        assert abs(its_loss - loss) < 1e-9
-        assert its_gradients.keys() == gradients.keys()
-        for name, gradient in gradients.items():
-            assert gradient is not None, f"{name} has no gradient"
-            assert (its_gradients[name] - gradient).abs().max() < 1e-9, name
-        for name, buffer in buffers.items():
-            assert (its_buffers[name] - buffer).abs().max() < 1e-9, name
+        same(alone, two_processes[rank][case])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 100])
+@pytest.mark.parametrize("shared", [False, True])
+def test_chunks_give_the_gradients_of_the_whole_batch(shared, chunk):
+    whole = one_step(Processes(), shared, "here and there", "on one process only")
+    same(whole, one_step(Processes(), shared, "here and there", "on one process only", chunk))
+
+
+def test_with_dropout_chunks_equal_one_graph_through_the_same_chunk_forwards():
+    torch.manual_seed(0)
+    model = vatt.VATT(dataclasses.replace(CONFIG, dropout=0.3)).double()
+    step, clips = Step(model, Processes(), (0.5, 0.5), chunk=3), batch("everywhere", "everywhere")
+    step(clips, step=3)
+    chunked = {k: p.grad.clone() for k, p in model.named_parameters()}
+    model.zero_grad()
+    parts = [step.encode({k: v[i : i + 3] for k, v in clips.items()}, 3, i) for i in (0, 3, 6)]
+    loss, _ = step.contrast(*map(torch.cat, zip(*parts, strict=True)), clips["has_audio"], clips["has_text"])
+    loss.backward()
+    assert all((chunked[k] - p.grad).abs().max() < 1e-9 for k, p in model.named_parameters())
+    model.zero_grad()
+    step(clips, step=4)
+    assert any((chunked[k] - p.grad).abs().max() > 1e-6 for k, p in model.named_parameters()), "dropout did nothing"
+
+
+def test_recomputed_activations_give_the_same_gradients_with_dropout_too():
+    kept, again = [], []
+    for recompute, out in ((False, kept), (True, again)):
+        torch.manual_seed(0)
+        model = vatt.VATT(dataclasses.replace(CONFIG, dropout=0.3)).double()
+        for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
+            transformer.recompute = recompute
+        Step(model, Processes(), (0.5, 0.5))(batch("everywhere", "everywhere"), step=0)
+        out += [p.grad for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
 def test_the_gradients_compared_are_not_zero(two_processes):
@@ -97,6 +135,6 @@ def test_the_gradients_compared_are_not_zero(two_processes):
 
 
 def test_without_any_text_the_text_model_gets_zero_gradients_and_nothing_is_nan(two_processes):
-    _, gradients, _ = two_processes[0][CASES.index((False, "nowhere", "everywhere"))]
+    _, gradients, _ = two_processes[0][CASES.index((False, "nowhere", "everywhere", None))]
     assert all(g.isfinite().all() for g in gradients.values())
     assert not any(g.any() for name, g in gradients.items() if "text" in name or "t_to_vt" in name or "W_tp" in name)

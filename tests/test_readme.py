@@ -57,5 +57,6 @@ def test_the_readme_names_flags_and_presets_that_exist():
     import pretrain
 
     known = {flag for action in pretrain.flags()._actions for flag in action.option_strings}
-    torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known | torchrun
+    torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
+    slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal", "--open-mode"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known | torchrun | slurm
