@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import augment
-from decode import Media, Unreadable
+from cache import Reader
+from decode import Unreadable
 from index import Index, Row, complement
 from sampling import Slots, Steps, generator
 from subtitles import nearest
@@ -86,7 +86,7 @@ class Clips(Dataset):
 
     def __init__(self, sources: list[Source], slots: Slots, recipe: Recipe, vocabulary, seed: int = 0):
         self.sources, self.slots, self.recipe, self.vocabulary, self.seed = sources, slots, recipe, vocabulary, seed
-        self.reader = Reader(recipe)
+        self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
         step, slot = at
@@ -139,7 +139,8 @@ class HeldOut(Dataset):
 
     def __init__(self, sources: list[Source], recipe: Recipe, vocabulary):
         self.rows = [(source.index, int(i)) for source in sources for i in source.held]
-        self.recipe, self.vocabulary, self.reader = recipe, vocabulary, Reader(recipe)
+        self.recipe, self.vocabulary = recipe, vocabulary
+        self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -183,65 +184,6 @@ def captions(row: Row, start: float, r: Recipe, vocabulary) -> tuple[np.ndarray,
         text[k] = vocabulary.encode(row.cues[i].text, r.words)
     # Ours: a caption with no known word says nothing, so it counts as missing (official: it is kept).
     return text, (text > 1).any(1)
-
-
-class Reader:
-    """Opens media files; with `cache`, whole files are decoded once, at the short side and frame rate of the recipe."""
-
-    def __init__(self, recipe: Recipe):
-        self.recipe, self.kept, self.room = recipe, {}, recipe.cache * 1e9
-
-    def open(self, path):
-        """-> a context manager with the members of `decode.Media`; raises Unreadable"""
-        if not self.recipe.cache:
-            return Media(path)
-        if path not in self.kept:
-            whole = Decoded(path, self.recipe)
-            if whole.nbytes > self.room:
-                return whole
-            self.kept[path], self.room = whole, self.room - whole.nbytes
-        return self.kept[path]
-
-
-class Decoded:
-    """A file decoded whole, small and in memory, that is read like `decode.Media`."""
-
-    def __init__(self, path, r: Recipe):
-        with Media(path) as media:
-            self.duration, self.has_audio = media.duration, media.has_audio
-            scale = r.size / min(media.width, media.height)
-            self.width, self.height = (max(r.size, round(x * scale)) for x in (media.width, media.height))
-            n = max(1, round(media.duration * r.fps))
-            self.frames = media.video(0.0, n, r.fps, size=(self.height, self.width))
-            wave = media.audio(0.0, round(media.duration * r.rate), r.rate) if self.has_audio else np.zeros(0, np.float32)
-        self.wave = (wave * 32767).astype(np.int16)
-        self.nbytes = self.frames.nbytes + self.wave.nbytes
-
-    def video(self, start: float, frames: int, fps: float, box, size: tuple[int, int]) -> np.ndarray:
-        """As `Media.video`, from the frames in memory"""
-        at = (round(start * fps) + np.arange(frames)) % len(self.frames)
-        return crop(self.frames[at], box, size)
-
-    def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
-        """As `Media.audio`, from the sound in memory"""
-        wave = self.wave[round(start * rate) :][:samples].astype(np.float32) / 32767
-        return np.pad(wave, (0, samples - len(wave)))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
-def crop(frames: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
-    """uint8 (T, H, W, 3), box (left, top, right, bottom) in fractions -> uint8 (T, h, w, 3), bilinear"""
-    height, width = frames.shape[1:3]
-    left, top = math.floor(box[0] * width), math.floor(box[1] * height)
-    right, bottom = max(left + 1, round(box[2] * width)), max(top + 1, round(box[3] * height))
-    part = torch.from_numpy(frames[:, top:bottom, left:right]).permute(0, 3, 1, 2).float()  # (T, 3, ., .)
-    part = F.interpolate(part, size=size, mode="bilinear").add_(0.5).byte()
-    return part.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tuple[str, str]]]:

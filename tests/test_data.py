@@ -159,6 +159,13 @@ def test_a_decoded_film_in_memory_gives_the_same_clip_at_every_reading(root, tmp
     assert not full.reader.kept
 
 
+def test_a_long_film_is_not_decoded_whole(root, tmp_path, plain, monkeypatch):
+    monkeypatch.setattr("cache.LONGEST", 1.0)
+    kept = clips(root, tmp_path / "0", RECIPE._replace(cache=1.0))
+    assert all(same(kept[0, k][0], plain[0, k][0]) for k in range(4))
+    assert not kept.reader.kept
+
+
 def test_a_start_past_the_end_is_unreadable():
     with pytest.raises(Unreadable, match="past the end"):
         data.starts(index.Row("a.mp4", 10.0, 20.0, []), 5.0, RECIPE)
