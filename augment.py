@@ -22,7 +22,7 @@ def random_box(rng: np.random.Generator, width: int, height: int, area: tuple[fl
     """A random part of a picture of width x height pixels (A.2.1): (left, top, right, bottom) in fractions.
 
     tf.image.sample_distorted_bounding_box: w / h uniform in `aspect`, then h uniform among the whole pixels for which
-    w h is in `area` (a share of the picture) and fits in; the whole picture after 100 failures.
+    w h is in `area` (a share of the picture) and fits in; the whole picture after 100 that do not.
     """
     for _ in range(100):
         ratio = rng.uniform(*aspect)
@@ -30,10 +30,6 @@ def random_box(rng: np.random.Generator, width: int, height: int, area: tuple[fl
         high = min(high, height, int((width + 0.5) / ratio))
         h = int(rng.integers(low, high, endpoint=True)) if low < high else high
         w = round(h * ratio)
-        if w * h < area[0] * width * height:  # a pixel more or less mends what rounding spoilt
-            h, w = h + 1, round((h + 1) * ratio)
-        if w * h > area[1] * width * height:
-            h, w = h - 1, round((h - 1) * ratio)
         # Official: never less than a tenth of the picture (min_object_covered), whatever `area` (paper: 0.08 of it).
         least = max(area[0], 0.1) * width * height
         if 0 < w <= width and 0 < h <= height and least <= w * h <= area[1] * width * height:
@@ -114,7 +110,7 @@ def turn(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     spread = v - x.amin(-1, keepdim=True)
     r, g, b = x.split(1, -1)
     h = torch.where(v == r, g - b, torch.where(v == g, b - r, r - g)) / spread.clamp_min(1e-12)
-    h = h + torch.where(v == r, 0, torch.where(v == g, 2, 4)) + 6 * by  # sixths of the circle, from red
+    h = h + torch.where(v == r, 0.0, torch.where(v == g, 2.0, 4.0)) + 6 * by  # sixths of the circle, from red
     h = (h + torch.arange(5, 0, -2, device=x.device)) % 6               # for red, green and blue: 5, 3, 1 on
     return v - spread * torch.minimum(h, 4 - h).clamp_(0, 1)
 

@@ -12,7 +12,7 @@ LONGEST = 30.0  # seconds; of a longer film it is cheaper to decode the clip alo
 
 
 class Reader:
-    """Opens media files. With `cache` GB, short films come from memory, `size` pixels on the short side, at `fps` and `rate`."""
+    """Opens media files. With `cache` GB, short films come from memory, `size` pixels wide, at `fps` and `rate`."""
 
     def __init__(self, size: int, fps: float, rate: int, cache: float = 0.0):
         self.size, self.fps, self.rate, self.cache = size, fps, rate, cache

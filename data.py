@@ -197,8 +197,9 @@ def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tu
 
 
 def ignore_signals(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the main one decides when to stop"""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C, torchrun and Slurm signal every process; only the main one decides when to stop"""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

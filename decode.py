@@ -19,6 +19,7 @@ from itertools import chain
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # a larger picture is refused before it is decoded
 MAX_WORK = 2e10                            # pixels decoded by one call; a packet that is read counts as 1e4
@@ -106,11 +107,11 @@ class Media:
             raise Unreadable(self.path, "no video")
         self._work = 0.0
         out = np.empty((frames, *size, 3), np.uint8)
-        draw = _Painter(out, box)
+        paint = _Painter(out, box)
         wanted = deque((start + i / fps, i) for i in range(frames))
         try:
             while wanted:
-                end = self._draw(wanted, draw)
+                end = self._draw(wanted, paint)
                 if len(wanted) == frames:
                     raise Unreadable(self.path, "start past the end")
                 # Official: a clip that runs past the end of the film goes on from its beginning (DMVR loops).
@@ -134,6 +135,8 @@ class Media:
         out, run, heard, until = np.zeros(samples, np.float32), [], False, 0.0
         try:
             for time, block in self._frames("audio", start - PREROLL, late=PREROLL / 3):
+                if block.sample_rate < 1000:  # a lie that would make a few samples hours
+                    continue
                 heard, seconds = True, block.samples / block.sample_rate
                 if time > start + samples / rate + MARGIN:
                     break
@@ -206,7 +209,7 @@ class Media:
                 end = max(end, packet.pts * unit - self._origin + length)
         return end
 
-    def _draw(self, wanted: deque, draw: "_Painter") -> float:
+    def _draw(self, wanted: deque, paint: "_Painter") -> float:
         """Draws the i-th picture, the one shown at t, for each (t, i) of `wanted` in order, and takes it off.
 
         Stops after the last one, or leaves those past the end of the film, and returns that end in seconds.
@@ -214,7 +217,7 @@ class Media:
         until = None
         for time, until, frame in self._shown(wanted[0][0]):
             while wanted and wanted[0][0] < until - EPS:
-                draw(wanted.popleft()[1], time, frame)
+                paint(wanted.popleft()[1], time, frame)
             if not wanted:
                 break
         if until is None:
@@ -245,12 +248,8 @@ class Media:
         stream = self._streams[kind]
         unit = float(stream.time_base)
         latest = max(t, (stream.start_time or 0) * unit - self._origin) + late
-        steps = (4, 16, 64, 256, 1024, 4096)
-        if self._container.format.flags & av.format.Flags.no_timestamps.value:
-            steps = ()
-        elif self._container.format.name != "mpeg":  # there the first timestamps after a seek are wrong
-            steps = (0, 1, *steps)
-        for back in steps:
+        # In a program stream the first timestamps after a seek are wrong.
+        for back in (0, 1, 4, 16, 64, 256, 1024, 4096)[2 * (self._container.format.name == "mpeg"):]:
             if 0 < back > t:
                 break
             try:
@@ -273,12 +272,7 @@ class Media:
         # it is the time of the packet that brought the picture out, less the delay of the decoder.
         by_packet = is_video and self._container.format.name == "avi"
         following = None if sought else self._origin / unit
-        key = None if sought and is_video else -math.inf
         for packet in chain(self._packets(stream), [None]):
-            if key is None:
-                if packet is None or not packet.is_keyframe:
-                    continue
-                key = -math.inf if by_packet or packet.pts is None else packet.pts
             try:
                 frames = context.decode(packet)
             except Exception:  # a damaged packet can raise more than PyAV's own errors
@@ -296,8 +290,7 @@ class Media:
                     following = stamp + (frame.duration or 1 / (_rate(stream) * unit))
                 else:
                     following = stamp + frame.samples / frame.sample_rate / unit
-                if stamp >= key:  # what is shown before the key frame may hang on pictures not decoded
-                    yield stamp * unit - self._origin, frame
+                yield stamp * unit - self._origin, frame
 
     def _packets(self, stream) -> Iterator:
         """The packets of a stream that hold anything; an empty one would tell the decoder that the file is over."""
@@ -318,7 +311,7 @@ class Media:
 
 
 class _Painter:
-    """Makes pictures RGB, cut to a box and resized, each of them once: draw(i, seconds, frame) -> out[i], (H, W, 3)."""
+    """Pictures to RGB, cut to a box and resized, each of them once: paint(i, seconds, frame) -> out[i], (H, W, 3)."""
 
     def __init__(self, out: np.ndarray, box: tuple[float, float, float, float]):
         self.out, self.box, self.kind, self.drawn = out, box, None, {}
@@ -327,7 +320,7 @@ class _Painter:
         if time in self.drawn:
             self.out[i] = self.out[self.drawn[time]]
             return
-        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range, _turn(frame))
+        kind = (frame.width, frame.height, frame.format.name, _turn(frame))
         if kind != self.kind:  # at the first one, and where the film changes
             self.kind, self.graph = kind, _graph(frame, self.box, self.out.shape[1:3])
         self.graph.vpush(frame)
@@ -342,19 +335,19 @@ def _graph(frame, box, size) -> "av.filter.Graph":
     w, h = max(round(box[2] * width) - x, 1), max(round(box[3] * height) - y, 1)
     graph = av.filter.Graph()
     graph.threads = 1
-    source = graph.add("buffer", video_size=f"{frame.width}x{frame.height}", pix_fmt=frame.format.name,
-                       time_base="1/1000", colorspace=str(frame.colorspace), range=str(frame.color_range))
+    given = {"video_size": f"{frame.width}x{frame.height}", "pix_fmt": frame.format.name, "time_base": "1/1000"}
     # Ours: swscale's bilinear, with antialiasing, while decoding (official: without, on stored, already small frames).
     scale = f"{size[1]}:{size[0]}:flags=bilinear+full_chroma_int+full_chroma_inp+accurate_rnd"
     steps = [*turn, ("crop", f"{w}:{h}:{x}:{y}:exact=1"), ("scale", scale), ("format", "rgb24"), ("buffersink", None)]
-    graph.link_nodes(source, *(graph.add(name, options) for name, options in steps)).configure()
+    graph.link_nodes(graph.add("buffer", **given), *(graph.add(name, how) for name, how in steps)).configure()
     return graph
 
 
 def _turn(frame) -> tuple[tuple, bool]:
     """The filters that turn a picture upright, and whether width and height change places (its display matrix)."""
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # Not frame.side_data: that would be a cycle, and megabytes of pictures would wait for the garbage collector.
+        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
         a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist() if matrix else (1, 0, 0, 0, 1)
     except ValueError:  # other side data that PyAV 18 does not know; the angle alone can be had
         a, b, c, d = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))[round(frame.rotation / 90) % 4]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 import augment
 from data import to_device
+from subtitles import printable
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
 
@@ -48,8 +49,8 @@ def retrieval(model, loader, processes, precision: str) -> dict:
             z = model(augment.augment(batch["video"], None, None).to(dtype), batch["audio"].to(dtype), batch["text"][:, :1])
         z_v_va, z_a_va, z_v_vt, z_t_vt = model.project(*z)
         z_t_vt = z_t_vt[:, 0]
-        rows += list(zip(*(x.float().cpu() for x in (z_v_va, z_a_va, z_v_vt, z_t_vt)), batch["has_audio"].tolist(),
-                         batch["has_text"][:, 0].tolist(), batch["path"], strict=True))
+        vectors = ([row.clone() for row in x.float().cpu()] for x in (z_v_va, z_a_va, z_v_vt, z_t_vt))  # not views of a batch
+        rows += list(zip(*vectors, batch["has_audio"].tolist(), batch["has_text"][:, 0].tolist(), batch["path"], strict=True))
     model.train()
     rows = sorted((row for part in processes.collect(rows) for row in part), key=lambda row: row[-1])
     results = {"unreadable": sorted(pair for part in processes.collect(failed) for pair in part)}
@@ -78,6 +79,6 @@ def table(results: dict, beside: dict[str, dict]) -> str:
     for name, scores in beside.items():
         lines.append(row(f"  knowing {name} alone", scores))
     if results["unreadable"]:
-        named = "; ".join(f"{path}: {reason}" for path, reason in results["unreadable"][:5])
+        named = "; ".join(f"{printable(path)}: {reason}" for path, reason in results["unreadable"][:5])
         lines.append(f"{len(results['unreadable'])} held-out clips could not be read and are not in the pools, first {named}")
     return "\n".join(lines)

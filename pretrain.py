@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ import vatt
 from evaluate import TASKS, retrieval, table
 from sampling import Slots
 from step import Step
+from subtitles import printable
 from training import Processes, Run, Stop, fail, learning_rate, load_weights, mendable
 from transformer import Transformer
 
@@ -39,12 +41,13 @@ RECIPES = {
              "save_every": 200, "eval_every": 200},
 }
 DEMO = Path("demo-data")
-MAY_DIFFER = {"out", "workers", "cache", "save_every", "eval_every", "max_bad", "init", "compile", "recompute"}
+MAY_DIFFER = {"out", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute"}
 
 
 def flags() -> argparse.ArgumentParser:
     """The command line; None stands for the preset's value"""
-    p = argparse.ArgumentParser(description="Pre-train VATT from video files. Without flags: the demo, in minutes on 2 cores.")
+    p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them",
+                                description="Pre-train VATT from video files. Without flags: the demo, in minutes on 2 cores.")
     g = p.add_argument_group("data")
     g.add_argument("--data", nargs="+", metavar="[KIND=]PATH", help="folders of videos; kinds: howto100m, audioset, folder, "
                    "found out where not given (default: the demo's data, written to demo-data/)")
@@ -96,31 +99,38 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     """The flags, filled up from the preset and checked; ends with exit code 2 and one line where one cannot be"""
     p = flags()
     args = p.parse_args(argv)
-    config = vatt.PRESETS[args.preset]
+    config, recipe = vatt.PRESETS[args.preset], RECIPES[args.preset]
+    if args.lr is not None and args.lr_end is None:
+        args.lr_end = args.lr * recipe["lr_end"] / recipe["lr"]
+    if args.steps is not None and args.warmup is None:
+        args.warmup = min(recipe["warmup"], args.steps // 10)
     for name, value in vars(args).items():
         if value is None:
-            if name in RECIPES[args.preset]:
-                setattr(args, name, RECIPES[args.preset][name])
+            if name in recipe:
+                setattr(args, name, recipe[name])
             elif hasattr(config, name):
                 setattr(args, name, getattr(config, name))
     args.drop = tuple(args.drop) * (2 if len(args.drop) == 1 else 1)
     args.out = args.out or Path("runs/pretrain" if args.data else "runs/demo")
     if args.precision is None:
-        args.precision = "bf16" if processes.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        args.precision = "bf16" if processes.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    for name, value in vars(args).items():
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+            p.error(f"--{name.replace('_', '-')} must be finite, not {value}")
     for name, least in (("steps", 1), ("batch", 2), ("frames", 1), ("size", 1), ("rate", 1), ("warmup", 0), ("workers", 0),
                         ("save_every", 1), ("eval_every", 1), ("vocabulary", 3), ("cache", 0), ("noise", 0), ("seed", 0)):
         if getattr(args, name) < least:
             p.error(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     for name in ("fps", "lr", "lr_end"):
-        if not 0 < getattr(args, name) < float("inf"):
+        if getattr(args, name) <= 0:
             p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
     if args.chunk is not None and args.chunk < 1:
         p.error(f"--chunk must be at least 1, not {args.chunk}")
     if args.batch % processes.world:
         p.error(f"--batch {args.batch} must divide by the {processes.world} processes")
-    if args.warmup >= args.steps and args.steps > 1:
-        args.warmup = args.steps // 10
-        processes.print(f"--warmup is at least --steps: {args.warmup} steps instead")
+    if args.lr_end > args.lr:
+        p.error(f"--lr-end {args.lr_end} is above --lr {args.lr}")
     if len(args.drop) != 2 or not all(0 <= d < 1 for d in args.drop):
         p.error(f"--drop takes one share or two (video, audio), each at least 0 and below 1, not {args.drop}")
     if not 0 < args.area[0] <= args.area[1] <= 1:
@@ -149,18 +159,21 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
         folder = run.out / "index" / str(number)
         if processes.first and not (folder / "index.json").is_file():
             kind, root = datasets.parse_source(text)
+            roots = [datasets.parse_source(other)[1].resolve() for other in trained]
+            if text is held and any(other in root.resolve().parents for other in roots):
+                raise ValueError(f"--val {held} lies inside --data and would be trained on: move it out")
             problems: list[str] = []
             index.write(folder, root, datasets.KINDS[kind](root, problems))
             report(problems, run.out / f"problems-{number}.txt")
         folders.append(folder)
     processes.wait()
     indexes = [index.Index(folder) for folder in folders]
-    empty = index.held_out(indexes[0], share=0, least=0)
+    empty = np.empty(0, np.int64)
     weights = args.weights or [1.0] * len(trained)
     if held:
         train = [data.Source(i, empty, w) for i, w in zip(indexes, weights, strict=False)]
         whole = indexes[-1]
-        return train, [data.Source(whole, torch.arange(len(whole)).numpy())]
+        return train, [data.Source(whole, np.arange(len(whole)))]
     train = [data.Source(i, index.held_out(i), w) for i, w in zip(indexes, weights, strict=True)]
     return train, train
 
@@ -188,7 +201,7 @@ def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
 
 def main(argv: list[str] | None = None) -> None:
     """Set up, then one flat loop over the steps."""
-    processes, stop = Processes(), Stop()
+    processes = Processes()
     args = settings(argv, processes)
     rank, world, device = processes.rank, processes.world, processes.device
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
@@ -212,12 +225,13 @@ def main(argv: list[str] | None = None) -> None:
 
         # model
         torch.manual_seed(args.seed)
-        names = ("frames", "fps", "size", "patch", "audio_input", "rate", "dropout")
-        config = dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), **{k: plain[k] for k in names})
-        config = vatt.Config.from_json(config.to_json())
+        names = ("frames", "fps", "size", "audio_input", "rate", "dropout")
+        config = dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), patch=tuple(args.patch),
+                                     **{name: plain[name] for name in names})
         model = vatt.VATT(config)
-        if args.init:
-            vatt.initialise(model, Path(args.init))
+        state, first, bad = run.newest(), 0, data.Bad(args.max_bad)
+        if args.init and not state:
+            vatt.initialise(model, words, Path(args.init))
         model.to(device, torch.float64 if args.precision == "fp64" else torch.float32)
         for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
             transformer.recompute = args.recompute
@@ -228,13 +242,14 @@ def main(argv: list[str] | None = None) -> None:
         optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=device.type == "cuda" or None)
 
         # resume
-        state, first, bad = run.newest(device), 0, data.Bad(args.max_bad)
         if state:
             load_weights(model, state["model"], str(args.out))
             optimizer.load_state_dict(state["optimizer"])
             first = state["step"]
+        if len(set(processes.collect(first))) > 1:
+            raise ValueError(f"--out {args.out}: processes read different checkpoints; name a folder that all machines share")
         if processes.first:
-            run.cut_log(first)
+            run.forget(first)
             run.describe(plain, config.to_json())
         processes.wait()
         for row in run.rows():
@@ -245,6 +260,7 @@ def main(argv: list[str] | None = None) -> None:
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
     batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
     batches = data.ahead(batches, device)
+    stop = Stop()
     loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
@@ -283,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
                 row["bad"] = [pair for part in processes.collect(failed) for pair in part]
                 for path, reason in dict(row["bad"]).items():
                     if path not in bad.names:
-                        say(f"unreadable, another clip in its place: {path}: {reason}")
+                        say(f"unreadable, another clip in its place: {printable(path)}: {reason}")
             bad.add(args.batch, row.get("bad", []))
             in_a_row = in_a_row + 1 if not_finite else 0
 
@@ -307,16 +323,20 @@ def main(argv: list[str] | None = None) -> None:
                         f"Try a lower --lr than {args.lr} or a longer --warmup than {args.warmup}")
             if bad.too_many:
                 fail(3, f"{bad}, more than --max-bad {args.max_bad} of the last thousand: "
-                        + "; ".join(f"{p}: {r}" for p, r in list(bad.names.items())[:10]))
+                        + "; ".join(f"{printable(p)}: {r}" for p, r in list(bad.names.items())[:10]))
+            saved = True
             if (end % args.save_every == 0 or end == args.steps or asked) and processes.first:
-                run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+                saved = run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
             if asked:
                 bar.close()
+                if not saved:
+                    fail(3, f"stopped at step {end} and NOT saved; {args.out} goes on from its last checkpoint")
                 say(f"stopped at step {end}, saved in {args.out}; the same command goes on")
                 processes.end()
                 sys.exit(stop.code or 143)
     except data.TooManyBad as e:
-        fail(3, str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
+        why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
+        fail(2 if run.rows() == [] else 3, why)
     bar.close()
 
     results = retrieval(model, loader(), processes, args.precision)
@@ -331,10 +351,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def beside(args) -> dict[str, dict]:
-    """For the demo, what knowing one or two attributes of a clip would give, to stand beside the scores"""
-    if args.data or args.val:
+    """For the demo, what knowing some attributes of a clip would give, to stand beside the scores"""
+    if args.data or args.val or not (DEMO / "labels.csv").is_file():
         return {}
-    return {name: scores for name, scores in demo.ceilings(demo.labels(DEMO)).items() if name.count("+") < 2}
+    return {name: scores for name, scores in demo.ceilings(demo.labels(DEMO)).items() if name.count("+") < 3}
 
 
 def summary(row: dict, batch: int) -> str:
@@ -344,7 +364,7 @@ def summary(row: dict, batch: int) -> str:
     line = (f"NCE {number('nce')} (chance {chance[0]:.2f}) MIL-NCE {number('mil_nce')} ({chance[1]:.2f}) "
             f"cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')} "
             f"{row['time']['clips_per_s']:.0f} clips/s, waiting {100 * row['time']['data_wait']:.0f}%"
-            + (" (for data: raise --workers, or --cache for small data)" if row["time"]["data_wait"] > 0.5 else ""))
+            + (" (for data: raise --workers)" if row["time"]["data_wait"] > 0.5 else ""))
     if "held_out" in row:
         line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
     return line

@@ -47,6 +47,8 @@ class Slots:
             source = int(np.argmax(shares * (slot + 1) - self.counts))
             self.places.append((source, int(self.counts[source])))
             self.counts[source] += 1
+        if not all(self.counts):
+            raise ValueError(f"--weights {weights} leave a source without a place in a batch of {batch}: raise --batch")
 
     def __call__(self, step: int, slot: int) -> tuple[int, int]:
         """-> (source, number of the clip in it)"""

@@ -32,7 +32,6 @@ class Processes:
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-            torch.set_float32_matmul_precision("high")
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
@@ -101,7 +100,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        gradient = gradient.contiguous()
+        gradient = gradient.clone()
         dist.all_reduce(gradient)  # gloo has no reduce-scatter; the vectors are few and short
         return gradient.chunk(ctx.world)[ctx.rank], None, None
 
@@ -137,13 +136,23 @@ class Run:
             raise ValueError(f"--out {self.out} is a file: name a folder")
         if self.out.is_dir() and not config.is_file() and not (self.out / ".lock").is_file() and any(self.out.iterdir()):
             raise ValueError(f"--out {self.out} holds files but is no run (it has no config.json): name another folder")
+        saved = self.read_config()["settings"] if config.is_file() else {}
         self.out.mkdir(parents=True, exist_ok=True)
         self.hold()
-        if config.is_file():
-            self.compare(json.loads(config.read_text(encoding="utf-8"))["settings"], settings, may_differ)
+        if config.is_file() and (self.checkpoints() or self.rows()):
+            self.compare(saved, settings, may_differ)
         else:  # new, or an attempt that never came to its first step
             shutil.rmtree(self.out / "index", ignore_errors=True)
             (self.out / "vocabulary.txt").unlink(missing_ok=True)
+
+    def read_config(self) -> dict:
+        """config.json: settings, model, versions; ValueError where it is torn or another program's"""
+        path = self.out / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            return {key: config[key] for key in ("settings", "model", "versions")}
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is torn or not of this program: name another folder") from None
 
     def hold(self) -> None:
         """A lock that ends with the process; ValueError where another process has it"""
@@ -154,10 +163,12 @@ class Run:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: loader workers do not inherit it
         except ImportError:
             return  # Windows has no such lock
-        except OSError:
+        except (BlockingIOError, PermissionError):
             self.lock.seek(0)
             raise ValueError(f"--out {self.out} is in use by {self.lock.read().strip() or 'another process'}: wait for it, "
                              f"or name another folder") from None
+        except OSError as e:
+            print(f"warning: {self.out} cannot be locked ({e}): see that no other process trains in it", file=sys.stderr)
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {platform.node()}")
         self.lock.flush()
@@ -181,26 +192,36 @@ class Run:
         """All of them, the newest first"""
         return sorted(self.out.glob("checkpoint-*.pt"), reverse=True)
 
-    def save(self, step: int, state: dict, keep: int = 2) -> None:
-        """Writes checkpoint-STEP.pt whole or not at all, then deletes all but the last `keep`. A full disk is a warning."""
+    def save(self, step: int, state: dict, keep: int = 2) -> bool:
+        """Writes checkpoint-STEP.pt whole or not at all, then deletes all but the last `keep`; False where the disk is full."""
         path = self.out / f"checkpoint-{step:08d}.pt"
         try:
             write_whole(path, lambda file: torch.save({"step": step, **state}, file))
         except (OSError, RuntimeError) as e:  # torch turns "no space left" into a RuntimeError
             print(f"warning: {path} could not be written ({e}); the last checkpoint remains, and the run goes on",
                   file=sys.stderr, flush=True)
-            return
+            return False
         for old in self.checkpoints()[keep:]:
             old.unlink()
+        return True
 
-    def newest(self, device="cpu") -> dict | None:
-        """The newest checkpoint that can be read; says which could not, and why"""
+    def newest(self) -> dict | None:
+        """The newest checkpoint that can be read, on the CPU; None where there are none, ValueError where none can be read."""
         for path in self.checkpoints():
             try:
-                return read_checkpoint(path, device)
+                return read_checkpoint(path)
             except ValueError as e:
                 print(f"warning: {e}; trying the one before", file=sys.stderr, flush=True)
+        if self.checkpoints():
+            raise ValueError(f"{self.out} has checkpoints, but none can be read: remove them, or name another folder")
         return None
+
+    def forget(self, step: int) -> None:
+        """Removes what lies past `step`, which will be made again: rows of the log, and checkpoints that cannot be read"""
+        for path in self.checkpoints():
+            if int(path.stem.removeprefix("checkpoint-")) > step:
+                path.unlink()
+        self.cut_log(step)
 
     # -------------------------------------------------------------------------------------------------------------- logs
 
@@ -230,7 +251,9 @@ class Run:
                     self.events.add_scalar(name, value, row["step"])
 
     def rows(self) -> list[dict]:
-        """metrics.jsonl, whole"""
+        """metrics.jsonl, whole; none where there is no file yet"""
+        if not (self.out / "metrics.jsonl").is_file():
+            return []
         return [json.loads(row) for row in (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def results(self) -> dict:
@@ -265,10 +288,10 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda file: file.write(text.encode("utf-8", "replace")))
 
 
-def read_checkpoint(path: Path, device="cpu") -> dict:
+def read_checkpoint(path: Path) -> dict:
     """{"step", "model", ...}; ValueError in one line where the file is torn, or holds more than tensors and plain values."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except Exception as e:
@@ -318,6 +341,8 @@ def mendable():
         yield
     except (ValueError, OSError) as e:
         fail(2, str(e))
+    except KeyboardInterrupt:
+        fail(130, "stopped before the first step")
 
 
 def fail(code: int, text: str) -> None:

@@ -8,7 +8,6 @@
 
 import dataclasses
 import importlib
-import json
 import math
 from pathlib import Path
 
@@ -199,7 +198,7 @@ class Trained(VATT):
         with decode.Media(path) as media:
             box = augment.centre_box(media.width, media.height)
             clips = [media.video(s, c.frames, c.fps, box, (c.size, c.size)) for s in self.starts(media, windows)]
-        z = self.backbones.video(augment.augment(torch.from_numpy(np.stack(clips)), None, None))
+        z = self.backbones.video(augment.augment(torch.from_numpy(np.stack(clips)).to(self.device)))
         return F.normalize(self.heads.video(z)[("va", "vt").index(space)].mean(0), dim=0)
 
     @torch.no_grad()
@@ -208,14 +207,19 @@ class Trained(VATT):
         c = self.config
         with decode.Media(path) as media:
             clips = [media.audio(s, c.samples, c.rate) for s in self.starts(media, windows)]
-        z = self.backbones.audio(torch.from_numpy(np.stack(clips)))
+        z = self.backbones.audio(torch.from_numpy(np.stack(clips)).to(self.device))
         return F.normalize(self.heads.audio(z).mean(0), dim=0)
 
     @torch.no_grad()
     def embed_text(self, text: str) -> torch.Tensor:
         """A sentence -> (d_vt,)"""
-        ids = torch.tensor([[self.vocabulary.encode(text, self.config.words)]])
+        ids = torch.tensor([[self.vocabulary.encode(text, self.config.words)]], device=self.device)
         return F.normalize(self.heads.text(self.backbones.text(ids))[0, 0], dim=0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are"""
+        return self.backbones.W_vp.device
 
     def starts(self, media: decode.Media, windows: int) -> list[float]:
         """Seconds at which evenly spread clips begin"""
@@ -249,7 +253,7 @@ def load(run: str | Path) -> "Trained":
     folder = run.parent if run.suffix == ".safetensors" else run
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no run: it has no config.json (python pretrain.py makes runs/demo)")
-    model = Trained(Config.from_json(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]))
+    model = Trained(Config.from_json(Run(folder).read_config()["model"]))
     load_weights(model, weights(run), str(run))
     model.vocabulary = tokenize.Vocabulary.load(folder / "vocabulary.txt")
     return model.eval()
@@ -271,18 +275,31 @@ def share(model: VATT, run: Path) -> str:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """All weights of a .safetensors file or of the newest checkpoint of a run; ValueError where there is none"""
     if run.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(run)
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise ValueError(f"{run} needs safetensors: pip install safetensors") from None
+        try:
+            return load_file(run)
+        except Exception as e:
+            raise ValueError(f"{run} is no readable file of weights ({e})") from None
     state = Run(run).newest()
     if state is None:
         raise ValueError(f"{run} holds no checkpoint that can be read: train it first, or name another run")
     return state["model"]
 
 
-def initialise(model: VATT, run: Path) -> None:
-    """Starts `model` from the weights of a run; position tables of other sizes are resized (Section A.2.5)."""
+def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
+    """Starts `model`, whose vocabulary is `words`, from the weights of a run.
+
+    Position tables of other sizes are resized (Section A.2.5); words are found by their spelling, new ones start at random.
+    """
     start, own = weights(run), model.state_dict()
+    known = tokenize.Vocabulary.load((run.parent if run.suffix == ".safetensors" else run) / "vocabulary.txt")
+    ids = torch.tensor([known.ids.get(word, -1) for word in words.words])
+    name = "backbones.W_tp"
+    if start[name].shape[1:] == own[name].shape[1:]:
+        start[name] = torch.where((ids >= 0)[:, None], start[name][ids.clamp(min=0)], own[name])
     for name in own:
         if ".e_" in name and name in start and start[name].shape[1:] == own[name].shape[1:]:
             start[name] = resize_table(start[name], len(own[name]))

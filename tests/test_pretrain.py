@@ -1,5 +1,6 @@
 """The whole of pre-training, run as a user runs it, on a few tiny films: logs, kills, resumes, wrong input, exit codes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -115,7 +116,7 @@ def test_sigterm_and_ctrl_c_save_at_the_end_of_the_step_and_leave(films, tmp_pat
     log, deadline = tmp_path / "run" / "metrics.jsonl", time.time() + 120
     while time.time() < deadline and not (log.exists() and log.stat().st_size):
         time.sleep(0.01)
-    os.killpg(child.pid, number) if number == signal.SIGINT else child.send_signal(number)
+    os.killpg(child.pid, number)  # as a terminal, torchrun and Slurm do: the loader's workers get it too
     said = child.communicate(timeout=60)[0]
     assert child.returncode == code, said
     steps = len(rows(tmp_path / "run"))
@@ -185,6 +186,54 @@ def test_a_run_starts_from_the_weights_of_another(finished, films, tmp_path):
     assert len(torch.load(tmp_path / "run" / "checkpoint-00000001.pt", weights_only=True)["model"]["backbones.e_vertical"]) == 3
 
 
+def test_weights_of_another_run_bring_their_words_by_spelling(finished):
+    trained = vatt.load(finished)
+    words = vatt.tokenize.Vocabulary(["goes", "zebra", "begins"])  # two known words in another order, and a new one
+    torch.manual_seed(1)
+    model = vatt.VATT(dataclasses.replace(trained.config, vocabulary=len(words)))
+    new = model.backbones.W_tp[words.ids["zebra"]].clone()
+    vatt.initialise(model, words, finished)
+    for word in ("<unk>", "goes", "begins"):
+        assert torch.equal(model.backbones.W_tp[words.ids[word]], trained.backbones.W_tp[trained.vocabulary.ids[word]])
+    assert torch.equal(model.backbones.W_tp[words.ids["zebra"]], new)
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_is_refused_and_loses_nothing(finished, films, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "results.json").unlink()
+    for path in out.glob("checkpoint-*.pt"):
+        path.write_bytes(b"")
+    log = (out / "metrics.jsonl").read_bytes()
+    assert "none can be read" in refused([*both(films), "--out", str(out), *TINY], capsys)
+    assert (out / "metrics.jsonl").read_bytes() == log
+
+
+def test_held_out_films_inside_the_data_are_refused(films, tmp_path, capsys):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "held").symlink_to(films)
+    shutil.copytree(films, tmp_path / "films" / "inner")
+    argv = ["--data", str(tmp_path / "films"), "--val", str(tmp_path / "films" / "inner"), "--out", str(tmp_path / "run")]
+    assert "move it out" in refused([*argv, *TINY], capsys)
+
+
+def test_films_that_are_mended_after_a_failed_start_are_found(films, tmp_path, capsys):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mp4").touch()
+    (tmp_path / "films" / "b.mp4").touch()
+    argv = ["--data", str(tmp_path / "films"), "--out", str(tmp_path / "run"), *TINY, "--steps", "1"]
+    assert "empty file: 100" in refused(argv, capsys)
+    for path in films.iterdir():
+        shutil.copy(path, tmp_path / "films")
+    pretrain.main([*argv, "--max-bad", "1"])
+    assert "11 clips to train on, 1 held out" in capsys.readouterr().out
+
+
+def test_a_lower_learning_rate_never_rises_above_itself(finished, films, tmp_path):
+    args = pretrain.settings(["--preset", "sss", "--lr", "1e-5"], pretrain.Processes())
+    assert args.lr_end == pytest.approx(5e-6)
+
+
 def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys):
     pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--dry-run"])
     assert re.search(r"video +\(4, 4, 16, 16, 3\) torch.uint8", capsys.readouterr().out)
@@ -196,7 +245,7 @@ def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys)
     (["--batch", "1"], "--batch must be at least 2"),
     (["--steps", "0"], "--steps must be at least 1"),
     (["--lr", "-1"], "--lr must be above 0"),
-    (["--lr", "nan"], "--lr must be above 0"),
+    (["--lr", "nan"], "--lr must be finite"),
     (["--drop", "1"], "--drop takes one share or two"),
     (["--drop", "0.1", "0.2", "0.3"], "--drop takes one share or two"),
     (["--area", "0.5", "0.1"], "--area must be"),
@@ -205,6 +254,9 @@ def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys)
     (["--weights", "1", "2"], "--weights needs one number"),
     (["--patch", "0", "8", "8"], "--patch needs three sizes"),
     (["--seed", "-1"], "--seed must be at least 0"),
+    (["--noise", "nan"], "--noise must be finite"),
+    (["--lr-end", "1"], "--lr-end 1.0 is above --lr"),
+    (["--weights", "nan"], "--weights must be finite"),
     (["--init", "nowhere"], "nowhere"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_one_line_and_exit_code_2(films, tmp_path, capsys, flags, says):

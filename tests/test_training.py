@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_warning(tmp_path, capfd):
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        run.save(2, {"model": {"w": torch.zeros(100_000)}})
+        assert not run.save(2, {"model": {"w": torch.zeros(100_000)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
@@ -122,6 +122,7 @@ def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path):
     run = Run(tmp_path / "run")
     run.begin({"lr": 1e-4, "workers": 2}, {"workers"})
     run.describe({"lr": 1e-4, "workers": 2}, {})
+    run.log({"step": 0})
     with pytest.raises(ValueError, match=r"--lr was 0.0001 and is 0.1"):
         Run(tmp_path / "run").begin({"lr": 0.1, "workers": 2}, {"workers"})
     Run(tmp_path / "run").begin({"lr": 1e-4, "workers": 0}, {"workers"})
