@@ -56,11 +56,11 @@ def video_patches(frames: int, pixels: int) -> int:
 
 def counted(config: Config, drop: float = 0.0, whole: bool = False) -> int:
     """FLOPs of our video tower, or of all three with one caption, forward, batch 1, by torch's counter."""
-    keys = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    with torch.device("meta"), torch.no_grad():
-        model = Backbones(config)
+    with torch.device("meta"):
+        model, keys = Backbones(config), torch.empty(1, 2, dtype=torch.long)
         video = torch.empty(1, config.frames, config.size, config.size, 3)
         audio, text = torch.empty(1, config.samples), torch.empty(1, 1, config.words, dtype=torch.long)
+    with torch.no_grad():
         if whole:
             return flops(lambda: model(video, audio, text, (drop, drop), keys))
         return flops(lambda: model.video(video, drop, keys[:, 0]))
@@ -113,8 +113,8 @@ def contradictions() -> str:
     inference = [f"{profiled(medium, patches, 3072, drop) / 1e9:.1f}" for drop in (0.75, 0.5, 0.25)]
     ours = counted(dataclasses.replace(mbs, size=320)) / 1e9
     four_more = 4 * profiled(mbs.text, mbs.words, 300) / 1e9
-    sums = {name: sum(TABLE_7[part] for part in parts) for name, parts in
-            dict(BBS=("base", "base", "small"), MBS=("medium", "base", "small"), LBS=("large", "base", "small")).items()}
+    half, quarter = (TABLE_5[drop] / TABLE_5[0.0] for drop in (0.5, 0.75))
+    sums = ", ".join(f"{TABLE_7[video] + TABLE_7['base'] + TABLE_7['small']:.1f}" for video in ("base", "medium", "large"))
     around = VIEWS * 2 * (2 * patches + 1) * medium.d**2 / 1e12
     return f"""
 What contradicts what:
@@ -124,9 +124,9 @@ What contradicts what:
   Table 1 fit inference. So a row of Table 6 has two kinds of figures in it.
 - All figures leave out q k, half of attention: 32x320x320 takes {ours:.0f} GFLOP, not {one} ({100 * (ours / one - 1):+.0f}%).
 - Table 5 is the cost of one caption; the loss reads five (Eq. 5): {four_more:.1f} GFLOP more.
-- Table 5: half of the tokens cost {TABLE_5[0.5] / TABLE_5[0.0]:.3f} of all, a quarter {TABLE_5[0.75] / TABLE_5[0.0]:.3f}; Section 3.1.1 has FLOPs fall
-  quadratically. At these lengths the linear layers are most of the work.
-- The totals of Section 4.1 (BBS 197 M, MBS 264 M, LBS 415 M) are sums of rows of Table 7 ({", ".join(f"{v:.1f}" for v in sums.values())}). Those rows hold
+- Table 5: half of the tokens cost {half:.3f} of all, a quarter {quarter:.3f}; Section 3.1.1 has FLOPs fall quadratically. At
+  these lengths the linear layers are most of the work.
+- The totals of Section 4.1 (BBS 197 M, MBS 264 M, LBS 415 M) are sums of rows of Table 7 ({sums}). Those rows hold
   a video patch projection, so the audio and the text model are counted with one each.
 - Table 7's Medium (155.0 M) is also given for MA, and Table 1 gives MA the FLOPs of Medium. The official MA has a linear layer
   before and one after the backbone as well: {VIEWS * one / 1e3 + around:.2f} TFLOP by the paper's way of counting."""

@@ -1,362 +1,29 @@
-"""Speed, memory and cost, side by side with what people would use instead: `python benchmark.py model`, `... audit`.
+"""Cost and speed, side by side with what people would use instead.
 
-    encoder     a training step (forward, backward) of the preset's video Transformer at N tokens; beside it the same encoder
-                from timm, Hugging Face transformers (VideoMAE, SDPA) and torch.nn: same sizes, tokens, precision, no dropout
-    droptoken   the same for the video tower from raw frames on, at each drop rate (Section 3.1.1), beside the ideal from FLOPs
-    step        the whole step of pre-training: three towers, heads, losses, Adam
-
-All contenders of a part take turns, one step each, so that whatever else the machine does hits them alike; times are medians.
-A plain matmul takes its turn too: what it reaches is what "of matmul" (MFU) is a share of. FLOPs are those of the matmuls that
-the model needs, forward and backward; recomputing costs time, and counts for nothing. `audit` is in `audit.py`.
+`python benchmark.py audit` counts the cost tables of the paper again (`audit.py`); `python benchmark.py model` times training
+steps and their memory on this device beside other libraries (`speed.py`). Each prints a table, and with --json FILE writes the
+same as {"rows": [...], "device": ...}.
 """
 
 import argparse
 import contextlib
-import dataclasses
+import importlib.util
 import json
-import math
-import os
 import platform
-import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
 
 import torch
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
 import audit
+import speed
 import vatt
-from step import Step
 from training import Processes, fail, write_text
-from transformer import Size, Transformer
 
-PARTS = ("encoder", "droptoken", "step")
 TITLES = {
     "encoder": "encoder: forward and backward of the video Transformer, {tokens} tokens and AGG, batch {batch}",
     "droptoken": "droptoken: forward and backward of the video tower from raw frames, {tokens} tokens and AGG, batch {batch}",
     "step": "step: whole step of pre-training, batch {batch}, video, audio and captions, {chunk} clips at once",
 }
-NONE = Size(layers=0, d=8, d_mlp=8, heads=1)  # a tower that is not measured
-
-# -------------------------------------------------------------------------------------------------------------- measuring
-
-
-def alternate(runs: dict[str, Callable], steps: int, device: torch.device, what: str) -> dict[str, list[float]]:
-    """Seconds of each call: `steps` rounds in which each runs once, after two rounds to warm up; another begins each round."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    names, seconds = list(runs), {name: [] for name in runs}
-    for i in tqdm(range(-2, steps), desc=what, unit="round", disable=not sys.stderr.isatty()):
-        for name in names[i % len(names):] + names[: i % len(names)]:
-            wait()
-            began = time.perf_counter()
-            runs[name]()
-            wait()
-            if i >= 0:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def peak_memory(run: Callable, device: torch.device, module: nn.Module, *more: torch.Tensor) -> int:
-    """Bytes that torch's allocator gives out at the highest point of a call, the module's weights and `more` included.
-
-    On a CPU from the profiler's record of every allocation: unlike the resident memory of the process it leaves out libraries,
-    other contenders and what the C library keeps for later; it also leaves out buffers inside the matrix library.
-    """
-    module.zero_grad(set_to_none=True)
-    held = sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers(), *more))
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return held + torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to the terminal
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        recorded.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
-    now = highest = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        now += event["args"]["Bytes"]
-        highest = max(highest, now)
-    return held + highest
-
-
-def matmul(n: int, size: Size, device: torch.device, precision: str) -> tuple[Callable, int]:
-    """What the device reaches: the matmuls of the MLPs of n tokens and nothing else -> the call and its FLOPs"""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    x, w1, w2 = (torch.randn(s, device=device, dtype=dtype) * s[0] ** -0.5
-                 for s in ((n, size.d), (size.d, size.d_mlp), (size.d_mlp, size.d)))
-
-    def run():
-        for _ in range(size.layers):
-            x @ w1 @ w2
-
-    return run, 4 * size.layers * n * size.d * size.d_mlp
-
-
-def describe(device: torch.device) -> str:
-    """The device's name, its threads where it is a CPU, and the version of torch"""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
-        name = next(line.split(": ")[1].strip() for line in file if line.startswith("model name"))
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-# ------------------------------------------------------------------------------------------------------------- contenders
-
-
-class Peer(nn.Module):
-    """Another library's blocks, with an AGG before and a LayerNorm after them, as in ours.  (B, N, d) -> z_out (B, d)"""
-
-    def __init__(self, blocks: nn.Module, d: int):
-        super().__init__()
-        self.x_agg, self.blocks, self.norm = nn.Parameter(torch.randn(d)), blocks, nn.LayerNorm(d, eps=1e-6)
-
-    def forward(self, x):
-        x = self.blocks(torch.cat([self.x_agg.to(x.dtype).expand(len(x), 1, -1), x], 1))  # (B, 1 + N, d)
-        return self.norm(getattr(x, "last_hidden_state", x)[:, 0])
-
-
-def of_timm(size: Size) -> nn.Module:
-    """The blocks of timm's ViT"""
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(16, 16, num_classes=0, embed_dim=size.d, depth=size.layers, num_heads=size.heads,
-                             mlp_ratio=size.d_mlp / size.d).blocks
-
-
-def of_transformers(size: Size) -> nn.Module:
-    """VideoMAE's encoder in Hugging Face transformers; its q, k and v are separate, its k has no bias"""
-    from transformers.models.videomae.modeling_videomae import VideoMAEConfig, VideoMAEEncoder
-
-    return VideoMAEEncoder(VideoMAEConfig(
-        hidden_size=size.d, num_hidden_layers=size.layers, num_attention_heads=size.heads, intermediate_size=size.d_mlp,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa"))
-
-
-def of_torch(size: Size) -> nn.Module:
-    """PyTorch's own, pre-LN and with GELU"""
-    layer = nn.TransformerEncoderLayer(size.d, size.heads, size.d_mlp, dropout=0.0, activation="gelu", batch_first=True,
-                                       norm_first=True)
-    return nn.TransformerEncoder(layer, size.layers, enable_nested_tensor=False)
-
-
-PEERS = {"timm": of_timm, "transformers": of_transformers, "torch": of_torch}
-
-
-def encoder(name: str, size: Size) -> nn.Module:
-    """Ours, or that of a library"""
-    return Transformer(size, dropout=0.0) if name == "ours" else Peer(PEERS[name](size), size.d)
-
-
-def contenders(size: Size, batch: int, tokens: int) -> dict[str, float]:
-    """Ours and the libraries that are installed, with the FLOPs of their step; says which is left out, and why"""
-    found = {}
-    for name in ("ours", *PEERS):
-        try:
-            with torch.device("meta"):
-                module, x = encoder(name, size), torch.empty(batch, tokens, size.d)
-        except (ImportError, RuntimeError) as e:  # RuntimeError: it is there, but does not work with this torch
-            why = (str(e).splitlines() or [type(e).__name__])[-1]
-            print(f"{name}: skipped, it cannot be imported ({why}); pip install {name} puts it into the table")
-            continue
-        found[name] = audit.flops(lambda m=module, x=x: m(x).sum().backward())
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------------------ parts
-
-
-def row(part: str, name: str, args, seconds: list[float], flop: float, rate: float, peak: int, **more) -> dict:
-    """One line of a table and of --json; `rate` is the plain matmul's, FLOP/s"""
-    step = median(seconds)
-    return {"part": part, "name": name, "preset": args.preset, "batch": args.batch, "precision": args.precision,
-            "compile": args.compile, "recompute": args.recompute, "steps": len(seconds), "step_s": step,
-            "quartiles_s": quantiles(seconds, n=4)[::2], "clips_per_s": args.batch / step, "flop": flop,
-            "flop_per_s": flop / step, "matmul_flop_per_s": rate, "mfu": flop / step / rate, "peak_bytes": peak, **more}
-
-
-def prepare(transformer: nn.Module, args) -> None:
-    """--compile for all contenders, --recompute for ours"""
-    if args.compile:
-        transformer.compile(dynamic=False)
-    if isinstance(transformer, Transformer):
-        transformer.recompute = args.recompute
-
-
-def learning(module: nn.Module, forward: Callable, args, device: torch.device) -> Callable:
-    """A call that does one step, forward and backward, of a module that takes part in `forward() -> z`"""
-    def run():
-        module.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            z = forward()
-        z.float().square().mean().backward()
-
-    return run
-
-
-def encoder_part(args, config: vatt.Config, device: torch.device) -> list[dict]:
-    """The video Transformer alone at N tokens, beside those of other libraries"""
-    size, n = config.video, args.tokens
-    flop = contenders(size, args.batch, n)
-    x = torch.randn(args.batch, n, size.d, device=device)
-    modules, runs = {}, {}
-    for name in flop:
-        modules[name] = encoder(name, size).to(device)
-        prepare(modules[name], args)
-        runs[name] = learning(modules[name], lambda m=modules[name]: m(x), args, device)
-    runs["matmul"], plain = matmul(args.batch * (1 + n), size, device, args.precision)
-    seconds = alternate(runs, args.steps, device, "encoder")
-    rate = plain / median(seconds["matmul"])
-    rows = [row("encoder", name, args, seconds[name], flop[name], rate, peak_memory(runs[name], device, module), tokens=n)
-            for name, module in modules.items()]
-    rows[0] |= {f"vs_{r['name']}": r["step_s"] / rows[0]["step_s"] for r in rows[1:]}
-    return rows
-
-
-def droptoken_part(args, config: vatt.Config, device: torch.device) -> list[dict]:
-    """The video tower from raw frames on, at each drop rate; cost and ideal are shares of the step without DropToken"""
-    config = dataclasses.replace(config, audio=NONE, text=NONE, shared=False, vocabulary=3, dropout=0.0)
-    shape = (args.batch, config.frames, config.size, config.size, 3)
-    keys = torch.arange(args.batch)
-    with torch.device("meta"):
-        still, video = vatt.Backbones(config), torch.empty(shape)
-        flop = {d: audit.flops(lambda d=d: still.video(video, d, keys.to("meta")).sum().backward()) for d in args.drop}
-    model = vatt.Backbones(config).to(device)
-    prepare(model.video_transformer, args)
-    video, keys = torch.rand(shape, device=device) * 2 - 1, keys.to(device)
-    runs = {d: learning(model, lambda d=d: model.video(video, d, keys), args, device) for d in args.drop}
-    n = tokens(config)
-    runs["matmul"], plain = matmul(args.batch * (1 + n), config.video, device, args.precision)
-    seconds = alternate(runs, args.steps, device, "droptoken")
-    rate, whole = plain / median(seconds["matmul"]), median(seconds[0.0])
-    return [row("droptoken", f"{d:.0%} dropped", args, seconds[d], flop[d], rate, peak_memory(runs[d], device, model), drop=d,
-                tokens=n - round(n * d), cost=median(seconds[d]) / whole, ideal=flop[d] / flop[0.0]) for d in args.drop]
-
-
-def step_part(args, config: vatt.Config, device: torch.device) -> list[dict]:
-    """The whole step of pre-training on made-up clips, with the preset's dropout, at each drop rate"""
-    with torch.device("meta"):
-        still, one = vatt.Backbones(config), clips(config, 1, torch.device("meta"))
-        flop = {d: audit.flops(lambda d=d: sum(z.sum() for z in still(
-            one["video"].float(), one["audio"], one["text"], (d, d), one["keys"])).backward()) for d in args.drop}
-    model = vatt.VATT(config).to(device)
-    for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
-        prepare(transformer, args)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, eps=1e-7, fused=device.type == "cuda" or None)
-    processes = Processes()
-
-    def step_at(drop: float, batch: dict) -> Callable:
-        step = Step(model, processes, (drop, drop), args.chunk, args.precision)
-
-        def run():
-            model.zero_grad(set_to_none=True)
-            step(batch, 0)
-            optimizer.step()
-
-        return run
-
-    def fits(batch: int) -> bool:
-        try:
-            run = step_at(min(args.drop), clips(config, batch, device))
-            run(), run()  # Adam's state comes with the first
-        except torch.cuda.OutOfMemoryError:
-            return False
-        finally:
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-        return True
-
-    if args.batch == "max":
-        args.batch = largest(fits)
-    batch = clips(config, args.batch, device)
-    runs = {d: step_at(d, batch) for d in args.drop}
-    at_once = min(args.batch, args.chunk or args.batch)
-    runs["matmul"], plain = matmul(at_once * (1 + tokens(config)), config.video, device, args.precision)
-    seconds = alternate(runs, args.steps, device, "step")
-    rate = plain / median(seconds["matmul"])
-    state = [x for s in optimizer.state.values() for x in s.values()]
-    return [row("step", f"{d:.0%} dropped", args, seconds[d], args.batch * flop[d], rate,
-                peak_memory(runs[d], device, model, *state), drop=d, chunk=at_once) for d in args.drop]
-
-
-def tokens(config: vatt.Config) -> int:
-    """Of a video clip: 1568 for 32 x 224 x 224"""
-    return math.prod(math.ceil(n / p) for n, p in zip((config.frames, config.size, config.size), config.patch, strict=True))
-
-
-def clips(config: vatt.Config, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of noise in the form that `data.py` gives real clips"""
-    c = config
-    video = torch.randint(256, (batch, c.frames, c.size, c.size, 3), dtype=torch.uint8, device=device)
-    text = torch.randint(2, c.vocabulary, (batch, c.captions, c.words), device=device)
-    keys = torch.arange(2 * batch, device=device).view(batch, 2)
-    return {"video": video, "audio": torch.rand(batch, c.samples, device=device) * 2 - 1, "text": text, "keys": keys,
-            "flip": keys[:, 0] % 4 == 0, "colour": torch.tensor([[1, 0.1, 1.2, 0.8, 0.1]], device=device).repeat(batch, 1),
-            "has_audio": keys[:, 0] >= 0, "has_text": text[..., 0] >= 0}
-
-
-def largest(fits: Callable[[int], bool]) -> int:
-    """The largest batch that fits, to one part in eight: doubled until one does not, then halved in between"""
-    if not fits(2):
-        raise ValueError("--batch max: not even 2 clips fit; try --recompute, or a smaller --preset")
-    low = 2
-    while fits(2 * low):
-        low *= 2
-    high = 2 * low
-    while high - low > max(1, low // 8):
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-# --------------------------------------------------------------------------------------------------------------- commands
-
-
-def table(rows: list[dict]) -> str:
-    """The rows of one part, for people"""
-    first = rows[0]
-    lines = [f"{'':16}{'step':>10}{'quartiles':>18}{'clips/s':>10}{'GFLOP/s':>10}{'of matmul':>11}{'memory':>11}"]
-    for r in rows:
-        low, high = r["quartiles_s"]
-        line = (f"{r['name']:16}{r['step_s']:9.3f}s{low:9.3f}-{high:7.3f}s{r['clips_per_s']:10.2f}{r['flop_per_s'] / 1e9:10.0f}"
-                f"{r['mfu']:11.1%}{r['peak_bytes'] / 1e9:8.2f} GB")
-        if f"vs_{r['name']}" in first:
-            line += f"   ours is {first['vs_' + r['name']]:.3f} times as fast"
-        if "cost" in r:
-            line += f"   costs {r['cost']:.3f} of the whole, ideal {r['ideal']:.3f}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def picture(rows: list[dict], path: Path, device: str) -> None:
-    """Cost against drop rate beside the ideal, to a file; ValueError where matplotlib is not installed"""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ValueError("--picture needs matplotlib: pip install matplotlib") from None
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    drops = [100 * r["drop"] for r in rows]
-    axis.plot(drops, [r["cost"] for r in rows], "o-", label=f"measured: {device}")
-    axis.plot(drops, [r["ideal"] for r in rows], "k:", label="ideal, from FLOPs")
-    axis.set(xlabel="tokens dropped, %", ylabel="time of a step, share of that with all tokens", ylim=(0, None),
-             title=f"DropToken, video tower of {rows[0]['preset']}, batch {rows[0]['batch']}, {rows[0]['precision']}")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def flags() -> argparse.ArgumentParser:
@@ -369,12 +36,12 @@ def flags() -> argparse.ArgumentParser:
     c.set_defaults(run=run_audit)
     c = commands.add_parser("model", parents=[common], help="time and memory of training steps on this device")
     c.set_defaults(run=run_model)
-    c.add_argument("--parts", nargs="+", choices=PARTS, help="what to measure: the video encoder beside other libraries', the "
-                   "video tower at each drop rate, the whole step (default: all; on a CPU not the whole step)")
+    c.add_argument("--parts", nargs="+", choices=tuple(speed.PARTS), help="video encoder beside other libraries', video "
+                   "tower at each drop rate, the whole step (default: all; on a CPU not the whole step)")
     c.add_argument("--preset", choices=vatt.PRESETS, help="sizes of the model (default: mbs; on a CPU bbs)")
     c.add_argument("--batch", help="clips, or max: the most whose whole step fits on the GPU (default: 32; on a CPU 1)")
     c.add_argument("--tokens", type=int, help="of the encoder part (default: half of the preset's, as DropToken leaves them)")
-    c.add_argument("--drop", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75], metavar="SHARE", help="DropToken's shares")
+    c.add_argument("--drop", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75], metavar="SHARE", help="of DropToken")
     c.add_argument("--steps", type=int, default=20, help="timed rounds")
     c.add_argument("--chunk", type=int, help="clips that pass the backbones at once (whole step)")
     c.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU that has it, else fp32")
@@ -387,11 +54,11 @@ def flags() -> argparse.ArgumentParser:
 def settings(p: argparse.ArgumentParser, args: argparse.Namespace, device: torch.device) -> vatt.Config:
     """Fills up the flags of `model` and checks them -> the preset; ends with exit code 2 and one line where one cannot be"""
     cuda = device.type == "cuda"
-    args.parts = args.parts or (PARTS if cuda else PARTS[:2])
+    args.parts = args.parts or (tuple(speed.PARTS) if cuda else tuple(speed.PARTS)[:2])
     args.preset = args.preset or ("mbs" if cuda else "bbs")
     args.precision = args.precision or ("bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32")
     config = vatt.PRESETS[args.preset]
-    args.tokens = tokens(config) // 2 if args.tokens is None else args.tokens
+    args.tokens = speed.tokens(config) // 2 if args.tokens is None else args.tokens
     args.drop = sorted(set(args.drop))
     if args.batch == "max" and not (cuda and list(args.parts) == ["step"]):
         p.error("--batch max needs a GPU and --parts step")
@@ -407,10 +74,10 @@ def settings(p: argparse.ArgumentParser, args: argparse.Namespace, device: torch
         p.error("--tokens and --chunk must be at least 1, --steps at least 2")
     if not all(0 <= d < 1 for d in args.drop):
         p.error(f"--drop takes shares of at least 0 and below 1, not {args.drop}")
-    if "droptoken" in args.parts and 0.0 not in args.drop:
-        args.drop = [0.0, *args.drop]
     if args.picture and "droptoken" not in args.parts:
         p.error("--picture shows the part droptoken: add it to --parts")
+    if args.picture and not (args.picture.parent.is_dir() and importlib.util.find_spec("matplotlib")):
+        p.error(f"--picture needs the folder {args.picture.parent}, and matplotlib (pip install matplotlib)")
     return config
 
 
@@ -432,7 +99,7 @@ def run_model(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     print(f"{name}; preset {args.preset}, batch {args.batch}, {args.precision}"
           f"{', compiled' * args.compile}{', ours recomputes activations' * args.recompute}; {args.steps} alternating rounds")
     rows = []
-    for part, measure in zip(PARTS, (encoder_part, droptoken_part, step_part), strict=True):
+    for part, measure in speed.PARTS.items():
         if part in args.parts:
             found = measure(args, config, device)
             print(f"\n{TITLES[part].format(**found[0])}\n{table(found)}", flush=True)
@@ -440,6 +107,52 @@ def run_model(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
                 picture(found, args.picture, name)
             rows += found
     write(args.json, rows, name)
+
+
+def table(rows: list[dict]) -> str:
+    """The rows of one part, for people"""
+    first = rows[0]
+    lines = [f"{'':16}{'step':>10}{'quartiles':>18}{'clips/s':>10}{'GFLOP/s':>10}{'of matmul':>11}{'memory':>11}"]
+    for r in rows:
+        low, high = r["quartiles_s"]
+        line = (f"{r['name']:16}{r['step_s']:9.3f}s{low:9.3f}-{high:7.3f}s{r['clips_per_s']:10.2f}{r['flop_per_s'] / 1e9:10.0f}"
+                f"{r['mfu']:11.1%}{r['peak_bytes'] / 1e9:8.3f} GB")
+        if f"vs_{r['name']}" in first:
+            share = first["peak_bytes"] / r["peak_bytes"]
+            line += f"   ours is {first['vs_' + r['name']]:.3f} times as fast, in {share:.3f} of its memory"
+        if "cost" in r:
+            line += f"   costs {r['cost']:.3f} of the whole, ideal {r['ideal']:.3f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict], path: Path, device: str) -> None:
+    """Cost against drop rate beside the ideal, to a file"""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    drops = [100 * r["drop"] for r in rows]
+    axis.plot(drops, [r["cost"] for r in rows], "o-", label=f"measured: {device}")
+    axis.plot(drops, [r["ideal"] for r in rows], "k:", label="ideal, from FLOPs")
+    axis.set(xlabel="tokens dropped, %", ylabel="time of a step, share of that with all tokens", ylim=(0, None),
+             title=f"DropToken, video tower of {rows[0]['preset']}, batch {rows[0]['batch']}, {rows[0]['precision']}")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def describe(device: torch.device) -> str:
+    """The device's name, its threads where it is a CPU, and the version of torch"""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+        name = next(line.split(": ")[1].strip() for line in file if line.startswith("model name"))
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def write(path: Path | None, rows: list[dict], device: str) -> None:
@@ -452,6 +165,8 @@ def main(argv: list[str] | None = None) -> None:
     """Reads the flags and runs the command"""
     p = flags()
     args = p.parse_args(argv)
+    if args.json and not args.json.parent.is_dir():
+        p.error(f"--json: there is no folder {args.json.parent}")
     try:
         args.run(p, args)
     except (ValueError, OSError) as e:

@@ -132,6 +132,7 @@ class Media:
         if not (0 <= start < math.inf and samples >= 1 and rate >= 1):
             raise ValueError(f"{self.path!r}: audio wants start >= 0, samples >= 1 and rate >= 1")
         self._work = 0.0
+        # Ours: silence past the end of the sound (official: it loops, as the pictures do).
         out, run, heard, until = np.zeros(samples, np.float32), [], False, 0.0
         try:
             for time, block in self._frames("audio", start - PREROLL, late=PREROLL / 3):

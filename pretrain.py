@@ -113,7 +113,8 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     args.drop = tuple(args.drop) * (2 if len(args.drop) == 1 else 1)
     args.out = args.out or Path("runs/pretrain" if args.data else "runs/demo")
     if args.precision is None:
-        args.precision = "bf16" if processes.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        native = processes.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        args.precision = "bf16" if native else "fp32"
     for name, value in vars(args).items():
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
