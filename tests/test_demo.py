@@ -96,7 +96,8 @@ def test_subtitles_alternate_in_kind_and_start_in_their_file_unless_late(folder)
         assert path.suffix == (".srt" if int(path.stem) % 2 == 0 else ".vtt")
         end = ends[f"{path.parent.name}/{path.stem}.mp4"]
         found = cues(path)
-        assert (1 if path.parent.name == "val" else 2) <= len(found) <= 8
+        least, most = (1, 1) if path.parent.name == "val" else (4, 10)      # two events of two to five captions
+        assert least <= len(found) <= most
         assert found == sorted(found)
         for start, stop, text in found:
             assert 0 <= start < stop <= end + (0 if path.parent.name == "val" else 4)
@@ -178,7 +179,7 @@ def test_training_captions_name_late_and_err_as_often_as_stated():
     events = [demo.loose_captions(combination, others, 0, 3.2, rng) for _ in range(2000)]
     captions = list(itertools.chain(*events))
     n = len(captions)
-    assert {len(event) for event in events} == {1, 2, 3, 4}
+    assert {len(event) for event in events} == {2, 3, 4, 5}
     talk = sum(text in demo.TALK.split("|") for _, _, text in captions) / n
     wrong = sum(bool({*others[0]} & {*meant(text)}) for _, _, text in captions) / n
     assert talk == pytest.approx(demo.CHATTER, abs=0.02)
@@ -186,8 +187,8 @@ def test_training_captions_name_late_and_err_as_often_as_stated():
     for name, value in zip(demo.ATTRIBUTES, combination, strict=True):
         named = sum(value in meant(text) for _, _, text in captions) / n
         assert named == pytest.approx(demo.NAMED[name] * (1 - demo.CHATTER - demo.OTHERS), abs=0.03)
-    single = [event[0] for event in events if len(event) == 1]
-    assert sum(end > 3.2 for _, end, _ in single) / len(single) == pytest.approx(demo.LATE, abs=0.05)
+    late = sum(event[-1][1] > 3.2 for event in events) / len(events)        # the last caption ends with its event or is late
+    assert late == pytest.approx(demo.LATE, abs=0.03)
 
 
 def test_a_tenth_of_the_training_files_is_without_words(tmp_path, monkeypatch):
