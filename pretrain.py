@@ -6,6 +6,7 @@ What one step computes stands in `step.py`; here are the flags, the data, and th
 import argparse
 import dataclasses
 import math
+import os
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ from tqdm import tqdm
 import data
 import datasets
 import demo
+import dry_run
 import figures
 import index
 import losses
@@ -86,12 +88,13 @@ def flags() -> argparse.ArgumentParser:
                    "then be larger than memory, with the same gradients")
     g.add_argument("--recompute", action="store_true", help="activations in the backward pass: less memory, more time")
     g.add_argument("--compile", action="store_true", help="torch.compile of the Transformers: a slow start, then faster")
-    g.add_argument("--precision", choices=("fp32", "bf16", "fp64"), help="default: bf16 on a GPU that has it, else fp32")
+    g.add_argument("--precision", choices=("bf16", "tf32", "fp32", "fp64"),
+                   help="of the matmuls in the Transformers; tf32: of all (default: bf16 on a GPU that has it, else fp32)")
     g.add_argument("--save-every", type=int, metavar="STEPS", help="a checkpoint; the last two are kept")
     g.add_argument("--eval-every", type=int, metavar="STEPS", help="retrieval on the held-out clips")
     g.add_argument("--max-bad", type=float, default=0.05, metavar="SHARE", help="of unreadable files among the last thousand, "
                    "past which the run stops; 1: never")
-    g.add_argument("--dry-run", action="store_true", help="build everything, decode one batch, print it and leave")
+    g.add_argument("--dry-run", action="store_true", help="build everything, decode 8 clips, print what the run would take, and leave")
     return p
 
 
@@ -102,6 +105,8 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     config, recipe = vatt.PRESETS[args.preset], RECIPES[args.preset]
     if args.lr is not None and args.lr_end is None:
         args.lr_end = args.lr * recipe["lr_end"] / recipe["lr"]
+    if args.workers is None:
+        args.workers = min(recipe["workers"], os.cpu_count() or 1)
     if args.steps is not None and args.warmup is None:
         args.warmup = min(recipe["warmup"], args.steps // 10)
     for name, value in vars(args).items():
@@ -225,6 +230,7 @@ def main(argv: list[str] | None = None) -> None:
         held_out = data.HeldOut(held, recipe._replace(control=None), words)
 
         # model
+        torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
         torch.manual_seed(args.seed)
         names = ("frames", "fps", "size", "audio_input", "rate", "dropout")
         config = dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), patch=tuple(args.patch),
@@ -270,13 +276,17 @@ def main(argv: list[str] | None = None) -> None:
     in_a_row, started, last_said = 0, time.perf_counter(), time.perf_counter()
     model.train()
     try:
+        if args.dry_run:
+            if processes.first:
+                batch, failed = data.collate([clips[0, slot] for slot in range(min(8, args.batch))])
+                for path, reason in failed:
+                    print(f"unreadable: {printable(path)}: {reason}")
+                print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
+            return processes.end()
         for step in range(first, args.steps):
             began = time.perf_counter()
             batch, failed = next(batches)
             waited = time.perf_counter() - began
-            if args.dry_run:
-                processes.print("\n".join(f"{k:10} {tuple(v.shape)} {v.dtype}" for k, v in batch.items() if torch.is_tensor(v)))
-                return processes.end()
             lr = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -314,22 +314,26 @@ def parameter_table() -> str:
     for preset, config in PRESETS.items():
         with torch.device("meta"):
             model = VATT(config)
-        parts: dict[str, int] = {}
-        for name, p in model.named_parameters():
-            parts[_part(name)] = parts.get(_part(name), 0) + p.numel()
-        for part, n in parts.items():
+        sizes = parts(model)
+        for part, n in sizes.items():
             name = names.get(getattr(config, part.split()[0].replace("shared", "video"), None))
             beside = f"{printed[name]:10.1f}  {name}" if part.endswith("Transformer") and name else ""
             lines.append(f"{preset:7}{part:22}{n / 1e6:10.3f}{beside}")
-        lines.append(f"{preset:7}{'whole':22}{sum(parts.values()) / 1e6:10.3f}")
+        lines.append(f"{preset:7}{'whole':22}{sum(sizes.values()) / 1e6:10.3f}")
     return "\n".join(lines)
 
 
-def _part(name: str) -> str:
-    if "transformer" in name:
-        modality = name.removeprefix("backbones.").split(".")[0].removesuffix("transformer").rstrip("_")
-        return f"{modality or 'shared'} Transformer"
-    return "heads" if name.startswith("heads") else f"tokens: {name.split('.')[1]}"
+def parts(model: VATT) -> dict[str, int]:
+    """How many parameters each part of Figure 1 has"""
+    sizes: dict[str, int] = {}
+    for name, p in model.named_parameters():
+        if "transformer" in name:
+            modality = name.removeprefix("backbones.").split(".")[0].removesuffix("transformer").rstrip("_")
+            part = f"{modality or 'shared'} Transformer"
+        else:
+            part = "heads" if name.startswith("heads") else f"tokens: {name.split('.')[1]}"
+        sizes[part] = sizes.get(part, 0) + p.numel()
+    return sizes
 
 
 WHY = """

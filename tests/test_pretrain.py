@@ -236,7 +236,9 @@ def test_a_lower_learning_rate_never_rises_above_itself(finished, films, tmp_pat
 
 def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys):
     pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--dry-run"])
-    assert re.search(r"video +\(4, 4, 16, 16, 3\) torch.uint8", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"video +\(4, 4, 16, 16, 3\) torch.uint8", said)
+    assert re.search(r"parameters .*\nFLOPs .*\nmemory ", said)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,76 @@
+"""What a run will need, before it begins: `pretrain.py --dry-run` (the scale of Sections 4.1 and A.2.3).
+
+    weights, gradients, Adam     16 bytes a parameter: fp32, and two moments
+    activations                  what one clip keeps for the backward pass, times the clips that pass at once
+    FLOPs                        of the matmuls, forward and backward; with --chunk the backbones go forward twice
+"""
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+import audit
+import vatt
+from step import Step
+
+
+def report(gradients: Step, batch: dict, clips: int, steps: int, world: int) -> str:
+    """Shapes, parameters, FLOPs and memory of a run in which each of `world` processes has `clips` clips a step.
+
+    batch: decoded clips on the device, two at least; the first ones are sent through the model to see what it keeps.
+    """
+    model = gradients.model
+    lines = [f"{name:9} {tuple(x.shape)} {x.dtype}" for name, x in batch.items() if torch.is_tensor(x)]
+    parts = vatt.parts(model)
+    total = sum(parts.values())
+    named = {"tokens": sum(n for part, n in parts.items() if part.startswith("tokens")),
+             **{part: n for part, n in parts.items() if not part.startswith("tokens")}}
+    lines += [f"parameters {total / 1e6:.1f} M: " + ", ".join(f"{part} {n / 1e6:.1f}" for part, n in named.items())]
+
+    at_once = min(clips, gradients.chunk or clips)
+    forward, backward = flops(model.config, gradients.drop)
+    clip = forward * (2 if at_once < clips else 1) + backward
+    lines += [f"FLOPs {clip / 1e9:.1f} G a clip, {clip * clips / 1e12:.2f} T a step of each process, "
+              f"{clip * clips * world * steps / 1e18:.3g} E in all"]
+
+    size = next(model.parameters()).element_size()
+    one, two = (activations(gradients, {k: v[:n] for k, v in batch.items() if torch.is_tensor(v)}) for n in (1, 2))
+    state, kept = 4 * size * total + 2 * one - two, two - one  # what both keep is not of a clip: weights rounded to bf16
+    given = sum(x[:1].numel() * x.element_size() for x in batch.values() if torch.is_tensor(x)) * clips
+    need = state + kept * at_once + given
+    lines += [f"memory {need / 1e9:.2f} GB a process, about: {state / 1e9:.2f} weights, gradients and Adam, "
+              f"{kept * at_once / 1e9:.2f} activations ({kept / 1e6:.1f} MB a clip, {at_once} at once), {given / 1e9:.2f} input"]
+    device = gradients.processes.device
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        lines += [f"memory {whole / 1e9:.1f} GB is what {torch.cuda.get_device_name(device)} has"
+                  + (": add --chunk or --recompute, or lower --batch" if need > whole else "")]
+    return "\n".join(lines)
+
+
+def flops(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:
+    """Of the backbones' matmuls for one clip: forward, backward; on the meta device, where attention is counted too"""
+    with torch.device("meta"):
+        backbones, keys = vatt.Backbones(config), torch.empty(1, 2, dtype=torch.long)
+        video = torch.empty(1, config.frames, config.size, config.size, 3)
+        audio, text = torch.empty(1, config.samples), torch.empty(1, config.captions, config.words, dtype=torch.long)
+    run = lambda: sum(z.sum() for z in backbones(video, audio, text, drop, keys))
+    with torch.no_grad():
+        forward = audit.flops(run)
+    return forward, audit.flops(lambda: run().backward()) - forward
+
+
+def activations(gradients: Step, clip: dict) -> int:
+    """Bytes that autograd keeps between the forward and the backward pass of one clip, weights left out"""
+    weights = {p.untyped_storage().data_ptr() for p in gradients.model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no other one gets its address
+        return x
+
+    gradients.backbones = gradients.model.backbones  # without the other processes, which are not here
+    with saved_tensors_hooks(keep, lambda x: x):
+        gradients.encode(clip, 0, 0)
+    return sum(storage.nbytes() for storage in kept.values())
