@@ -38,7 +38,8 @@ def report(gradients: Step, batch: dict, clips: int, steps: int, world: int) -> 
     given = sum(x[:1].numel() * x.element_size() for x in batch.values() if torch.is_tensor(x)) * clips
     need = state + kept * at_once + given
     lines += [f"memory {need / 1e9:.2f} GB a process, about: {state / 1e9:.2f} weights, gradients and Adam, "
-              f"{kept * at_once / 1e9:.2f} activations ({kept / 1e6:.1f} MB a clip, {at_once} at once), {given / 1e9:.2f} input"]
+              f"{kept * at_once / 1e9:.2f} activations ({kept / 1e6:.1f} MB a clip, {at_once} at once), "
+              f"{given / 1e9:.2f} clips"]
     device = gradients.processes.device
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory

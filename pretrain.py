@@ -94,7 +94,8 @@ def flags() -> argparse.ArgumentParser:
     g.add_argument("--eval-every", type=int, metavar="STEPS", help="retrieval on the held-out clips")
     g.add_argument("--max-bad", type=float, default=0.05, metavar="SHARE", help="of unreadable files among the last thousand, "
                    "past which the run stops; 1: never")
-    g.add_argument("--dry-run", action="store_true", help="build everything, decode 8 clips, print what the run would take, and leave")
+    g.add_argument("--dry-run", action="store_true", help="build everything, decode 8 clips, print what the run "
+                   "would take, and leave")
     return p
 
 
