@@ -5,30 +5,10 @@ import torch.nn.functional as F
 
 import augment
 from data import to_device
+from metrics import classification_metrics, retrieval_chance, retrieval_metrics  # noqa: F401
 from subtitles import printable
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
-
-
-def retrieval_metrics(similarity: torch.Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 as fractions, and the median rank (Section 4.2.4).
-
-    similarity (N, N): rows are queries, columns the pool, the match stands on the diagonal. The best rank is 1. Ties rank
-    last, so a model that gives every pair the same score gets 0; a score that is not a number ranks last too.
-    """
-    n = len(similarity)
-    if n == 0:
-        return {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "MedR": 0.0, "N": 0}
-    match = similarity.diagonal()[:, None]
-    # Ours: ties rank last (official: an unstable sort, so that ties fall as they may).
-    rank = (~(similarity < match)).sum(1).double()
-    scores = {f"R@{k}": ((rank <= k).double().mean()).item() for k in (1, 5, 10)}
-    return {**scores, "MedR": rank.quantile(0.5).item(), "N": n}
-
-
-def retrieval_chance(n: int) -> dict[str, float]:
-    """What a random order of a pool of n gives: R@k = k/n, the median rank is (n + 1)/2"""
-    return {**{f"R@{k}": min(1.0, k / n) for k in (1, 5, 10)}, "MedR": (n + 1) / 2} if n else {}
 
 
 @torch.no_grad()
