@@ -100,7 +100,7 @@ class Files:
 
     def labelled(self, classes: list[str], train: Iterable, test: Iterable, multi: bool = False, kind: str = "") -> Labelled:
         """From rows (what is listed, path below the root or None, start, end, target)"""
-        sides, missing, seen, listed = [], [], Counter(), []
+        sides, counts, missing, seen = [], [], [], Counter()
         for rows in (train, test):
             items, before = [], len(missing)
             for listed, path, start, end, target in rows:
@@ -110,12 +110,12 @@ class Files:
                     items.append(Item(self.root / path, start, end, target))
                     seen[TYPES.get(os.path.splitext(path)[1].lower(), "")] += 1
             sides.append(items)
-            listed.append(len(items) + len(missing) - before)
+            counts.append(len(items) + len(missing) - before)
         most = max(seen, key=seen.get, default="")
         if not kind and seen[most] < seen.total():
             kinds = ", ".join(f"{n} of {k}" for k, n in seen.items())
             self.problems.append(f"{self.root} holds files of several kinds ({kinds}): all are taken as {most}")
-        return Labelled("", kind or most, classes, multi, *sides, missing, tuple(listed))
+        return Labelled("", kind or most, classes, multi, *sides, missing, tuple(counts))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
