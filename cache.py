@@ -36,10 +36,12 @@ class Decoded:
     """A film decoded whole, in memory, that is read like `decode.Media`."""
 
     def __init__(self, media: Media, size: int, fps: float, rate: int):
-        self.duration, self.has_audio = media.duration, media.has_audio
-        scale = size / min(media.width, media.height)
-        self.width, self.height = (min(max(size, round(x * scale)), 8 * size) for x in (media.width, media.height))
-        self.frames = media.video(0.0, max(1, round(media.duration * fps)), fps, size=(self.height, self.width))
+        self.path, self.duration, self.has_audio = media.path, media.duration, media.has_audio
+        self.frames = np.zeros((0, 0, 0, 3), np.uint8)
+        if media.has_video:
+            scale = size / min(media.width, media.height)
+            self.width, self.height = (min(max(size, round(x * scale)), 8 * size) for x in (media.width, media.height))
+            self.frames = media.video(0.0, max(1, round(media.duration * fps)), fps, size=(self.height, self.width))
         samples = max(1, round(media.duration * rate))
         wave = media.audio(0.0, samples, rate) if self.has_audio else np.zeros(0, np.float32)
         self.wave = (wave * 32767).astype(np.int16)

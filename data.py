@@ -7,6 +7,7 @@
 import collections
 import math
 import signal
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ class Bad:
         return f"{sum(self.reasons.values())} draws of {len(self.names)} unreadable files ({reasons})"
 
 
-class TooManyBad(RuntimeError):
+class TooManyBad(ValueError):
     """The data cannot be trusted any more: names what failed and why."""
 
 
@@ -90,19 +91,9 @@ class Clips(Dataset):
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
         step, slot = at
-        source, k = self.slots(step, slot)
-        failed = []
-        for attempt in range(TRIES):
-            rng = generator(self.seed, step, slot, attempt)
-            if attempt:
-                k = int(rng.integers(len(self.sources[source])))
-            try:
-                return self.clip(self.sources[source], k, rng), failed
-            except Unreadable as e:
-                failed.append((str(e.path), e.reason))
-        reasons = collections.Counter(reason for _, reason in failed).most_common()
-        raise TooManyBad(f"{TRIES} files in a row could not be read ({', '.join(f'{r}: {n}' for r, n in reasons)}), "
-                         f"the first is {failed[0][0]}: check --data")
+        number, k = self.slots(step, slot)
+        source = self.sources[number]
+        return attempts(lambda k, rng: self.clip(source, k, rng), k, len(source), (self.seed, step, slot))
 
     def clip(self, source: Source, k: int, rng: np.random.Generator) -> dict:
         """A random place of a random file: frames, the sound in sync with them, the captions nearest in time (3.4)"""
@@ -132,6 +123,25 @@ class Clips(Dataset):
         return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text,
                     flip=bool(rng.random() < 0.5), colour=augment.colour_draws(rng, *r.colour),
                     keys=rng.integers(2**62, size=2), path=str(index.path(number)))
+
+
+def attempts(clip: Callable[[int, np.random.Generator], dict], k: int, n: int, numbers: tuple[int, ...]):
+    """clip(k, rng), or that of another of n files for as long as one is Unreadable: all draws are a function of `numbers`.
+
+    -> (what `clip` returned, what failed on the way to it)
+    """
+    failed: list[tuple[str, str]] = []
+    for attempt in range(TRIES):
+        rng = generator(*numbers, attempt)
+        if attempt:
+            k = int(rng.integers(n))
+        try:
+            return clip(k, rng), failed
+        except Unreadable as e:
+            failed.append((str(e.path), e.reason))
+    reasons = collections.Counter(reason for _, reason in failed).most_common()
+    raise TooManyBad(f"{TRIES} files in a row could not be read ({', '.join(f'{r}: {n}' for r, n in reasons)}), "
+                     f"the first is {failed[0][0]}: check --data")
 
 
 class HeldOut(Dataset):

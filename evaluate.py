@@ -1,34 +1,42 @@
-"""Scores, each a small function that says what it counts (Section 4.2.4)."""
+"""Scores of trained runs (Sections 4.2.1 to 4.2.4). `python evaluate.py` prints what the demo's runs have left.
+
+    classify RUN DATA            classes of films, sounds or images: several views each, their logits averaged
+    retrieve RUN DATA            films by their captions, without having trained on any of them (zero-shot)
+    embed RUN FOLDER OUT.npz     vectors of films, sounds, images or sentences
+    search RUN "words" --in FOLDER   the moments of films nearest to the words
+
+What is counted stands in `metrics.py`. Under torchrun each process takes its share of the files, and every file counts once.
+"""
+
+import argparse
+import collections
+import csv
+import json
+import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import augment
+import classifier
+import downstream
+import embed
+import figures
+import vatt
+import views
 from data import to_device
+from metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
 from subtitles import printable
+from training import Processes, Run, fail, mendable, write_text
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
+DEMO = (Path("runs/demo"), Path("runs/demo-finetune"))
+OFFICIAL_FPS = {"youcook2": 12.5, "msrvtt": 12.5}                           # A.3.3: 25 fps, every other frame
 
 
-def retrieval_metrics(similarity: torch.Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 as fractions, and the median rank (Section 4.2.4).
-
-    similarity (N, N): rows are queries, columns the pool, the match stands on the diagonal. The best rank is 1. Ties rank
-    last, so a model that gives every pair the same score gets 0; a score that is not a number ranks last too.
-    """
-    n = len(similarity)
-    if n == 0:
-        return {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "MedR": 0.0, "N": 0}
-    match = similarity.diagonal()[:, None]
-    # Ours: ties rank last (official: an unstable sort, so that ties fall as they may).
-    rank = (~(similarity < match)).sum(1).double()
-    scores = {f"R@{k}": ((rank <= k).double().mean()).item() for k in (1, 5, 10)}
-    return {**scores, "MedR": rank.quantile(0.5).item(), "N": n}
-
-
-def retrieval_chance(n: int) -> dict[str, float]:
-    """What a random order of a pool of n gives: R@k = k/n, the median rank is (n + 1)/2"""
-    return {**{f"R@{k}": min(1.0, k / n) for k in (1, 5, 10)}, "MedR": (n + 1) / 2} if n else {}
+# ---------------------------------------------------------------------------------------------------------------------
+# What the trainings call
 
 
 @torch.no_grad()
@@ -70,7 +78,7 @@ def table(results: dict, beside: dict[str, dict]) -> str:
     lines = [f"{'held-out retrieval':30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
     row = lambda name, s, n="": f"{name:30}" + "".join(
         f"{100 * s[k]:7.1f}" if k in s else f"{'':7}" for k in ("R@1", "R@5", "R@10")) + f"{s.get('MedR', ''):>7}{n:>6}"
-    for name in TASKS:
+    for name in (task for task in TASKS if task in results):
         if results[name]["N"]:
             lines.append(row(name.replace("_", " "), results[name], results[name]["N"]))
             lines.append(row("  chance", results[name]["chance"]))
@@ -82,3 +90,278 @@ def table(results: dict, beside: dict[str, dict]) -> str:
         named = "; ".join(f"{printable(path)}: {reason}" for path, reason in results["unreadable"][:5])
         lines.append(f"{len(results['unreadable'])} held-out clips could not be read and are not in the pools, first {named}")
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def classify(model, loader, processes, per_class: bool = False) -> dict:
+    """Metrics of a `classifier.Classifier` on files with classes: what it says of all views of a file together.
+
+    loader: batches of `views.test_loader`, each process its own; every file counts once with any number of processes, and
+    those that cannot be read are "unreadable", with the reason, and in no score.
+    """
+    was_training = model.training
+    model.eval()
+    numbers, scores, targets, failed = [], [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
+    for batch, bad in loader:
+        failed += bad
+        if batch is None:
+            continue
+        x = views.inputs(batch["x"].flatten(0, 1).to(processes.device))
+        logits = model(x).unflatten(0, batch["x"].shape[:2])                # (B, V, C)
+        numbers += batch["number"].tolist()
+        scores.append(model.over_views(logits).float().cpu())
+        targets.append(batch["y"])
+    model.train(was_training)
+    parts = processes.collect((numbers, torch.cat(scores), torch.cat(targets)))
+    order = torch.tensor([n for part in parts for n in part[0]]).argsort()
+    scores, targets = (torch.cat([part[i] for part in parts])[order] for i in (1, 2))
+    if model.multi:
+        metrics = multilabel_metrics(scores, targets, per_class)
+    else:
+        metrics = classification_metrics(scores, targets.argmax(1), per_class)
+    return {**metrics, "unreadable": sorted([str(x) for x in pair] for part in processes.collect(failed) for pair in part)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+def classify_command(args, processes: Processes) -> None:
+    """Scores of a run of finetune.py on a data set, a table of its classes, and its confusion matrix"""
+    with mendable():
+        model = classifier.load(args.run).to(processes.device)
+        model.precision = args.precision
+        saved = Run(args.run).read_config()["settings"]
+        part = args.part or saved.get("part") or 1
+        data = source(args.data, part, args.out, processes)
+        if not data.classes:
+            raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
+        if data.multi != model.multi:
+            raise ValueError(f"{args.data} has {'several classes' if data.multi else 'one class'} a file, and {args.run} was "
+                             f"trained on data with {'several' if model.multi else 'one'}")
+        items, c = renumbered(data, model.classes, args), model.config
+        crops = args.crops or (3 if model.kind == "video" and model.head == "linear" else 1)
+        recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, args.windows, crops)
+        dataset = views.Testing(items, len(model.classes), recipe)
+    scores = classify(model, views.test_loader(dataset, args.batch, processes.rank, processes.world, args.workers), processes,
+                      per_class=True)
+    if not processes.first:
+        return
+    if not scores["N"]:
+        fail(3, f"none of the {len(items)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
+    if saved.get("data") == args.data and part != (saved.get("part") or 1):
+        print(f"warning: {args.run} was trained on part {saved.get('part') or 1}, so that some of these files trained it")
+    windows = f"{args.windows} windows of {c.frames / c.fps:g} s"
+    squares = f"{crops} crops of {c.size} pixels"
+    seen = {"video": f"{windows} x {squares}", "audio": windows, "image": squares}[model.kind]
+    print(f"{seen} a file, {'probabilities' if model.head == 'low-rank' else 'logits'} averaged; N = {scores['N']} "
+          f"files, {len(model.classes)} classes; ties count against the model\n\n{class_table(scores)}")
+    warn_unreadable(scores["unreadable"])
+    name = data.name + (f"-{part}" if downstream.parts(args.data) > 1 else "")
+    ends = write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
+    picture = args.out / f"{name}-confusion.png"
+    drawn = "" if model.multi else ", " + figures.confusion(scores["confusion"], model.classes, picture)
+    keep(args.out, f"classify_{name}", {k: v for k, v in scores.items() if not isinstance(v, list) or k == "left_out"})
+    print(f"\n{ends}\n\n{args.out / 'evaluate.json'}, {args.out / f'{name}-classes.csv'}{drawn}")
+
+
+def retrieve_command(args, processes: Processes) -> None:
+    """Zero-shot retrieval of films, or of parts of them, by their captions (Section A.3.3)"""
+    with mendable():
+        model = vatt.load(args.run).to(processes.device)
+        data = source(args.data, 1, args.out, processes)
+        if data.classes:
+            raise ValueError(f"{args.data} has classes, not captions: python evaluate.py classify takes it")
+        recipe = embed.recipe(model.config, "video", args.windows, args.fps or OFFICIAL_FPS.get(data.name))
+    items = data.test[processes.rank :: processes.world]
+    rows, failed = [torch.zeros(0, model.config.d_vt)], []
+    for part, bad in embed.vectors(model, items, recipe, "vt", args.batch, args.workers, args.precision):
+        rows.append(part)
+        failed += bad
+    parts = processes.collect(torch.cat(rows))
+    failed = [list(pair) for part in processes.collect(failed) for pair in part]
+    if not processes.first:
+        return
+    films = torch.empty(len(data.test), model.config.d_vt)
+    for rank, part in enumerate(parts):
+        films[rank :: processes.world] = part
+    read = ~films[:, 0].isnan()
+    texts = [item.target for item, good in zip(data.test, read.tolist(), strict=True) if good]
+    if not texts:
+        fail(3, f"none of the {len(data.test)} films could be read, first {printable(': '.join(failed[0]))}")
+    known = sum(any(word in model.vocabulary.ids for word in vatt.tokenize.split(text)) for text in texts)
+    again = sum(count for count in collections.Counter(texts).values() if count > 1)
+    similarity = embed.sentences(model, texts) @ films[read].T
+    scores = {**retrieval_metrics(similarity), "chance": retrieval_chance(len(texts))}
+    print(f"{recipe.windows} windows of {recipe.frames} frames at {recipe.fps:g} fps, central crops of {recipe.size} pixels; "
+          f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions are "
+          f"another clip's too, which counts as wrong; {len(texts) - known} hold no word that the run knows\n")
+    print(table({"text_to_video": scores, "unreadable": failed}, {}))
+    keep(args.out, f"retrieve_{data.name}", {**scores, "unreadable": len(failed)})
+
+
+def source(text: str, part: int, out: Path, processes: Processes) -> downstream.Labelled:
+    """Loads a data set and says how much of its test is there; the list of what is not is written beside the run"""
+    problems: list[str] = []
+    data = downstream.load(text, problems, part)
+    which = f" {part} of {downstream.parts(text)}" if downstream.parts(text) > 1 else ""
+    processes.print(f"{data.name}{which}: {len(data.test)} of {data.listed[1]} test clips found")
+    if processes.first:
+        for line in problems[:10]:
+            print(f"warning: {line}", file=sys.stderr)
+        if data.missing:
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(out / f"{data.name}-missing.txt", "\n".join(data.missing) + "\n")
+            print(f"warning: {len(data.missing)} listed files are not there, first {printable(data.missing[0])}; all are in "
+                  f"{out / f'{data.name}-missing.txt'}", file=sys.stderr)
+    if not data.test:
+        raise ValueError(f"{text} has nothing to test on: none of its {data.listed[1]} test clips is there")
+    return data
+
+
+def renumbered(data: downstream.Labelled, classes: list[str], args) -> list[downstream.Item]:
+    """Its test items with the numbers that the model's classes have; ValueError where the model lacks one"""
+    number = {name: i for i, name in enumerate(classes)}
+    if lacking := [name for name in data.classes if name not in number]:
+        raise ValueError(f"{args.data} has {len(lacking)} classes that {args.run} was not trained on, first "
+                         f"{printable(lacking[0])!r}: name data with the classes of its training")
+    new = [number[name] for name in data.classes]
+    return [item._replace(target=tuple(new[k] for k in item.target) if data.multi else new[item.target]) for item in data.test]
+
+
+def class_table(scores: dict) -> str:
+    """Scores in percent beside chance; d' as it is"""
+    if "mAP" in scores:
+        row = lambda name, s: f"{name:26}{100 * s['mAP']:10.1f}{100 * s['AUC']:10.1f}{s[prime]:10.3f}"
+        prime, lines = "d'", [f"{'':26}{'mAP, %':>10}{'AUC, %':>10}{'d-prime':>10}"]
+        lines += [row("mean of the classes", scores), row("chance", scores["chance"])]
+        other = scores["d' of AUC"]
+        lines.append(f"d-prime is the mean of that of each class, as in the paper; that of the mean AUC is {other:.3f}")
+        if scores["left_out"]:
+            lines.append(f"{len(scores['left_out'])} classes have no positive or no negative file here and are in no mean")
+        return "\n".join(lines)
+    chance = scores["chance"]
+    return (f"{'':26}{'top-1, %':>10}{'top-5, %':>10}\n{'':26}{100 * scores['top-1']:10.1f}{100 * scores['top-5']:10.1f}\n"
+            f"{'chance':26}{100 * chance['top-1']:10.1f}{100 * chance['top-5']:10.1f}\n"
+            f"{'always the largest class':26}{100 * chance['most frequent']:10.1f}")
+
+
+def write_classes(scores: dict, classes: list[str], path: Path) -> str:
+    """Writes a row for each class; -> the lowest and the highest of them"""
+    names = ("AP", "AUC of each") if "AP" in scores else ("recall", "precision")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["class", "samples", *(name.replace(" of each", "") for name in names)])
+        out.writerows(zip(classes, scores["samples"], *(scores[name] for name in names), strict=True))
+    rows = zip(scores[names[0]], classes, scores["samples"], strict=True)
+    ranked = sorted(row for row in rows if row[0] is not None)
+    say = lambda rows: ", ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
+    return f"lowest {names[0]}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
+
+
+def warn_unreadable(failed: list) -> None:
+    """How many files are in no score, and the first of them"""
+    if failed:
+        named = "; ".join(printable(f"{path}: {reason}") for path, reason in failed[:5])
+        print(f"{len(failed)} files could not be read and are in no score, first {named}")
+
+
+def keep(out: Path, name: str, scores: dict) -> None:
+    """Adds scores to evaluate.json"""
+    path = out / "evaluate.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_text(path, json.dumps({**known, name: scores}, indent=2) + "\n")
+
+
+def left() -> str:
+    """One table of what the runs of pretrain.py and finetune.py without flags have left in their results.json"""
+    pretrained, finetuned = (Run(run).results() for run in DEMO)
+    lines = []
+    if pretrained:
+        lines += [f"{DEMO[0]}: percent", table(pretrained, {}), ""]
+    else:
+        lines += [f"{DEMO[0]} has no results yet: python pretrain.py makes them", ""]
+    tasks = {name: s for name, s in finetuned.items() if isinstance(s, dict) and "chance" in s}
+    if tasks:
+        lines += [f"{DEMO[1]}: top-1 on held-out clips, percent", f"{'':24}{'pre-trained':>12}{'not':>12}{'chance':>12}"]
+        for name, s in tasks.items():
+            beside = next((s[k] for k in ("random", "scratch") if k in s), float("nan"))
+            numbers = (s.get("pretrained", float("nan")), beside, s["chance"])
+            lines.append(f"{name.replace('_', ' '):24}" + "".join(f"{100 * x:12.1f}" for x in numbers))
+        lines.append("not: random features under a linear classifier, or training from scratch")
+    else:
+        lines.append(f"{DEMO[1]} has no results yet: python finetune.py makes them, after python pretrain.py")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+def flags() -> argparse.ArgumentParser:
+    """The command line"""
+    p = argparse.ArgumentParser(description="Scores of trained runs. Without a command: those that the demo's runs have left.")
+    commands = p.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, text: str, *positional: tuple[str, str]) -> argparse.ArgumentParser:
+        c = commands.add_parser(name, help=text, description=text)
+        for what, meaning in positional:
+            c.add_argument(what, help=meaning)
+        c.add_argument("--windows", type=int, default=4, help="in time, spread over a file (default 4)")
+        c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
+        c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
+        c.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the Transformers")
+        return c
+
+    run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see downstream.py")
+    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run, data)
+    c.add_argument("--crops", type=int,
+                   help="in space, along the longer side (default 3 of films for a fine-tuned run, else 1)")
+    c.add_argument("--split", "--fold", dest="part", type=int, metavar="N", help="official one (default: the run's own)")
+    c.add_argument("--out", type=Path, help="folder for tables and pictures (default: the run)")
+    c = command("retrieve", "zero-shot retrieval of films by their captions: R@1, R@5, R@10, median rank", run, data)
+    c.add_argument("--fps", type=float, help="frames per second (default: 12.5 for YouCook2 and MSR-VTT, else the run's own)")
+    c.add_argument("--out", type=Path, help="folder for evaluate.json (default: the run)")
+    c = command("embed", "vectors of all files of a folder, or of all lines of a text file, in one .npz", run,
+                ("source", "folder of films, sounds or images, or a text file"), ("out", "the .npz to write"))
+    c.add_argument("--kind", choices=("video", "audio", "image", "text"), help="of files (default: what most are)")
+    c.add_argument("--space", choices=("vt", "va"), help="common space (default: vt, with text; sound has only va)")
+    c.add_argument("--seconds", type=float, help="cut films into moments of this length (default: a vector for a whole film)")
+    c = command("search", "the moments of films that are nearest to some words, with a picture of them", run,
+                ("words", "what to look for, in quotes"))
+    c.add_argument("--in", dest="source", type=Path, required=True, metavar="FOLDER", help="folder of films")
+    c.add_argument("--top", type=int, default=8, help="moments to show (default 8)")
+    c.add_argument("--out", type=Path, default=Path("search.png"), help="picture to draw (default search.png)")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command"""
+    p = flags()
+    args = p.parse_args(argv)
+    if not args.command:
+        print(left())
+        return
+    for name in ("windows", "batch", "crops", "part", "top", "fps", "seconds"):
+        if getattr(args, name, None) is not None and not 0 < getattr(args, name) < float("inf"):
+            p.error(f"--{name} must be above 0, not {getattr(args, name)}")
+    if args.workers < 0:
+        p.error(f"--workers must be at least 0, not {args.workers}")
+    processes = Processes()
+    try:
+        if args.command in ("classify", "retrieve"):
+            args.out = args.out or (Path(args.run).parent if args.run.endswith(".safetensors") else Path(args.run))
+            (classify_command if args.command == "classify" else retrieve_command)(args, processes)
+        else:
+            with mendable():
+                how = (args.batch, args.workers, args.precision, processes)
+                if args.command == "embed":
+                    source, out = Path(args.source), Path(args.out)
+                    embed.embed(args.run, source, out, args.kind, args.space, args.seconds, args.windows, *how)
+                else:
+                    embed.search(args.run, args.words, args.source, args.out, args.top, *how)
+    except KeyboardInterrupt:
+        fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search") else ""))
+    processes.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,17 +5,24 @@ import sys
 from pathlib import Path
 
 
+def pyplot():
+    """matplotlib's, for files alone; None where it is not installed"""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
 def curves(run: Path) -> str:
     """Writes curves.png: both losses beside chance, cosines of positive and negative pairs, held-out R@10.
 
     -> the end of a sentence: that it was written, or what to install.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    if not (plt := pyplot()):
         return " (pip install matplotlib draws curves.png too)"
     from losses import at_chance
 
@@ -44,6 +51,56 @@ def curves(run: Path) -> str:
     figure.savefig(run / "curves.png", dpi=110)
     plt.close(figure)
     return ", curves.png"
+
+
+def confusion(counts: list[list[int]], classes: list[str], path: Path) -> str:
+    """Writes a confusion matrix: rows are the true classes, in shares of each; -> its path, or what to install"""
+    if not (plt := pyplot()):
+        return "pip install matplotlib draws the confusion matrix too"
+    n = len(classes)
+    share = [[x / max(sum(row), 1) for x in row] for row in counts]
+    side = min(40, 3 + 0.22 * n)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    picture = axis.imshow(share, cmap="viridis", vmin=0, vmax=1)
+    if n <= 150:  # names of more would not be read
+        axis.set_xticks(range(n), classes, rotation=90, fontsize=7)
+        axis.set_yticks(range(n), classes, fontsize=7)
+    if n <= 20:
+        for i, row in enumerate(counts):
+            for j, x in enumerate(row):
+                if x:
+                    axis.text(j, i, x, ha="center", va="center", fontsize=7, color="black" if share[i][j] > 0.6 else "white")
+    axis.set(xlabel="answer", ylabel="class")
+    figure.colorbar(picture, label="share of the class", shrink=0.6)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return str(path)
+
+
+def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, path: Path, frames: int = 4) -> str:
+    """Draws moments (film, start, end in seconds, what is written above it), a row of frames each; -> its path, or what to
+    install"""
+    if not (plt := pyplot()):
+        return "pip install matplotlib draws these moments too"
+    from decode import Media
+
+    rows = []
+    for film, start, end, text in moments:
+        with Media(film) as media:
+            height = round(240 * media.height / media.width)
+            rows.append((text, media.video(start, frames, frames / (end - start), size=(min(max(height, 8), 480), 240))))
+    heights = [x.shape[1] / 100 for _, x in rows]
+    figure, axes = plt.subplots(len(rows), frames, figsize=(2.4 * frames, 0.5 + sum(heights) + 0.3 * len(rows)), squeeze=False,
+                                height_ratios=heights, layout="constrained")
+    for line, (text, pictures) in zip(axes, rows, strict=True):
+        line[0].set_title(text, loc="left", fontsize=9)
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture)
+            axis.axis("off")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return str(path)
 
 
 if __name__ == "__main__":

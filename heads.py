@@ -1,12 +1,16 @@
-"""Projection to the hierarchy of common spaces (Section 3.3, Eq. 3).
+"""What stands on a backbone: the hierarchy of common spaces (Section 3.3, Eq. 3) or a classifier (Sections A.2.5, A.3.2).
 
     z_v,va = g_v->va(z_out video)   two linear layers, ReLU between      z_a,va = g_a->va(z_out audio)   linear
     z_v,vt = g_v->vt(z_v,va)        linear                               z_t,vt = g_t->vt(z_out text)    linear
 
 A batch norm follows every linear layer. It sees the batch of all processes, because z_out is gathered before it comes here.
 
-    B clips   K captions of a clip   d_va = 512, d_vt = 256 widths of the two common spaces (Section 4.1)
+    logits = dropout(z_out) W + b   to fine-tune                         logits = z_out U V            on a frozen backbone
+
+    B clips   K captions of a clip   d_va = 512, d_vt = 256 widths of the two common spaces (Section 4.1)   C classes
 """
+
+import math
 
 import torch
 from torch import nn
@@ -93,3 +97,40 @@ class Heads(nn.Module):
     def dtype(self) -> torch.dtype:
         """fp32, or fp64 where the model is; z_out may come in bf16"""
         return self.v_to_vt.linear.weight.dtype
+
+
+class LinearClassifier(nn.Module):
+    """Dropout, then one linear layer on z_out: what is fine-tuned with the backbone (Sections 4.2.1 to 4.2.3)."""
+
+    def __init__(self, d: int, classes: int, dropout: float = 0.5, multi: bool = False):
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(d, classes)
+        # Official: Glorot normal and no bias at first; where a clip has several labels, Glorot uniform, and each label starts
+        # at a probability of 1 / C (the paper is silent).
+        nn.init.xavier_uniform_(self.linear.weight) if multi else nn.init.xavier_normal_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, -math.log(max(1, classes - 1)) if multi else 0.0)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """z_out (B, d) -> logits (B, C), in fp32 or better"""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.linear(self.dropout(z.to(self.linear.weight.dtype)))
+
+
+class LowRankClassifier(nn.Module):
+    """logits = z U V, U (d, n) and V (n, C): a step of training sees only some of the n components (Section A.3.2)."""
+
+    def __init__(self, d: int, classes: int, n: int = 128):
+        super().__init__()
+        # Paper: C = U V, so no biases (official: one in each of the two layers).
+        self.U, self.V = nn.Parameter(torch.empty(d, n)), nn.Parameter(torch.empty(n, classes))
+        # Official: Glorot normal (the paper is silent).
+        nn.init.xavier_normal_(self.U)
+        nn.init.xavier_normal_(self.V)
+
+    def forward(self, z: torch.Tensor, components: torch.Tensor | None = None) -> torch.Tensor:
+        """z_out (B, d), components (k,) int64, those of this step, or None for all n -> logits (B, C)"""
+        if components is None:
+            return z @ self.U @ self.V
+        # Paper: a subset of the components a step (official: dropout 0.9, each component of each clip on its own).
+        # Official: n / k times what is left, so that its mean is what all of them give (the paper is silent).
+        return z @ self.U[:, components] @ self.V[components] * (len(self.V) / len(components))

@@ -1,4 +1,4 @@
-"""Multimodal contrastive learning (Section 3.4).
+"""Multimodal contrastive learning (Section 3.4); at the end, what classification adds (Sections A.2.5, A.3).
 
     NCE      -log exp(z_v z_a / tau) / (exp(z_v z_a / tau) + sum_N exp(z'_v z'_a / tau))                  Eq. 4
     MIL-NCE  -log sum_P exp(z_v z_t / tau) / (sum_P exp(z_v z_t / tau) + sum_N exp(z'_v z'_t / tau))      Eq. 5
@@ -7,7 +7,7 @@
 P are the K = 5 captions nearest in time. N are all pairs of the batch that do not match and share the video or the captions
 with the positive: its row and its column in the matrix of similarities.
 
-    B clips of all processes   K captions of a clip   d width of the common space   tau = 0.07 temperature
+    B clips of all processes   K captions of a clip   d width of the common space   tau = 0.07 temperature   C classes
 """
 
 import math
@@ -63,3 +63,43 @@ def total(nce_loss: torch.Tensor, mil_nce_loss: torch.Tensor, lam: float = 1.0) 
 def at_chance(b: int, n: int) -> float:
     """The loss where all similarities are equal: ln(n + B - 1), with n of B clips captioned (sounding, for NCE: ln(2B - 1))."""
     return math.log(n + b - 1) if n else 0.0
+
+
+def smooth(y: torch.Tensor, alpha: float = 0.1) -> torch.Tensor:
+    """Label smoothing: (1 - alpha) y + alpha / C (Sections A.2.5, A.3.1).  y (B, C) -> (B, C)"""
+    return (1 - alpha) * y + alpha / y.shape[-1]
+
+
+def mixup(x: torch.Tensor, y: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x = alpha x1 + (1 - alpha) x2, and so y: each clip with another of the batch (Section A.3).
+
+    x (B, ...), y (B, C), alpha (B,), each from Beta(5, 5), B even -> the mixed x and y
+    """
+    # Ours: with the neighbour in the batch, whose clips are in random order, so that any number of processes mixes the same
+    # pairs (official: with a random permutation of the batch of a device).
+    mate = torch.arange(len(x), device=x.device) ^ 1
+    mix = lambda v: torch.lerp(v[mate], v, alpha.to(v.dtype).view(-1, *[1] * (v.dim() - 1)))
+    return mix(x), mix(y)
+
+
+def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """-sum_c y_c log softmax(logits)_c of each clip, for labels that may be smooth or mixed.  (B, C), (B, C) -> (B,)"""
+    # Ours: of logits (official: of probabilities cut at 1e-7, so that a clip's loss ends at 16.1 and its gradient vanishes).
+    return -(y * logits.log_softmax(-1)).sum(-1)
+
+
+def balance(y: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """A clip's weight: the mean over its labels of the inverse of how often the batch has them (Section A.3).
+
+    w_i = sum_c (y_ic / n_c) / sum_c y_ic.  y (B, C), counts n_c = sum_j y_jc (C,) -> (B,), 0 for a clip without labels
+    """
+    # Official: this formula of "the inverse of the per-batch number of repetitive labels it carries" (the paper has no other).
+    # Ours: counts of the batch of all processes (official: of a device); a clip without labels weighs 0 (official: NaN).
+    return (y / counts.clamp(min=1e-12)).sum(-1) / y.sum(-1).clamp(min=1e-12)
+
+
+def multi_label(logits: torch.Tensor, y: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Binary cross-entropy, summed over the classes, of each clip (Section 4.2.2).  (B, C), (B, C), (B,) -> (B,)"""
+    # Official: the sum over the classes (the paper is silent).
+    loss = F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
+    return loss if weight is None else loss * weight

@@ -5,16 +5,13 @@ What one step computes stands in `step.py`; here are the flags, the data, and th
 
 import argparse
 import dataclasses
-import math
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import data
 import datasets
@@ -22,14 +19,14 @@ import demo
 import dry_run
 import figures
 import index
+import loop
 import losses
 import vatt
 from evaluate import TASKS, retrieval, table
 from sampling import Slots
 from step import Step
 from subtitles import printable
-from training import Processes, Run, Stop, fail, learning_rate, load_weights, mendable
-from transformer import Transformer
+from training import Processes, Run, learning_rate, mendable
 
 # Sections 4.1, A.2.1 and A.2.4.
 # Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
@@ -43,7 +40,6 @@ RECIPES = {
              "save_every": 200, "eval_every": 200},
 }
 DEMO = Path("demo-data")
-MAY_DIFFER = {"out", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute"}
 
 
 def flags() -> argparse.ArgumentParser:
@@ -78,24 +74,7 @@ def flags() -> argparse.ArgumentParser:
     g.add_argument("--colour", type=float, nargs=4, metavar=("B", "S", "C", "H"),
                    help="largest change of brightness, saturation, contrast, hue")
     g.add_argument("--noise", type=float, help="in the sound, as a fraction of its maximum")
-    g = p.add_argument_group("run")
-    g.add_argument("--out", type=Path, help="folder of the run; the same command goes on in it (default: runs/demo, "
-                   "or runs/pretrain with --data)")
-    g.add_argument("--seed", type=int, default=0, help="of everything random")
-    g.add_argument("--workers", type=int, help="processes that decode, for each process that trains")
-    g.add_argument("--cache", type=float, metavar="GB", help="decoded videos kept in memory, in each of them; for small data")
-    g.add_argument("--chunk", type=int, metavar="CLIPS", help="of a process that pass the backbones at a time; the batch may "
-                   "then be larger than memory, with the same gradients")
-    g.add_argument("--recompute", action="store_true", help="activations in the backward pass: less memory, more time")
-    g.add_argument("--compile", action="store_true", help="torch.compile of the Transformers: a slow start, then faster")
-    g.add_argument("--precision", choices=("bf16", "tf32", "fp32", "fp64"),
-                   help="of the matmuls in the Transformers; tf32: of all (default: bf16 on a GPU that has it, else fp32)")
-    g.add_argument("--save-every", type=int, metavar="STEPS", help="a checkpoint; the last two are kept")
-    g.add_argument("--eval-every", type=int, metavar="STEPS", help="retrieval on the held-out clips")
-    g.add_argument("--max-bad", type=float, default=0.05, metavar="SHARE", help="of unreadable files among the last thousand, "
-                   "past which the run stops; 1: never")
-    g.add_argument("--dry-run", action="store_true", help="build everything, decode 8 clips, print what the run "
-                   "would take, and leave")
+    loop.run_flags(p, "runs/demo, or runs/pretrain with --data", "retrieval")
     return p
 
 
@@ -106,44 +85,18 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     config, recipe = vatt.PRESETS[args.preset], RECIPES[args.preset]
     if args.lr is not None and args.lr_end is None:
         args.lr_end = args.lr * recipe["lr_end"] / recipe["lr"]
-    if args.workers is None:
-        args.workers = min(recipe["workers"], os.cpu_count() or 1)
     if args.steps is not None and args.warmup is None:
         args.warmup = min(recipe["warmup"], args.steps // 10)
-    for name, value in vars(args).items():
-        if value is None:
-            if name in recipe:
-                setattr(args, name, recipe[name])
-            elif hasattr(config, name):
-                setattr(args, name, getattr(config, name))
+    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, vars(config))
     args.drop = tuple(args.drop) * (2 if len(args.drop) == 1 else 1)
     args.out = args.out or Path("runs/pretrain" if args.data else "runs/demo")
-    if args.precision is None:
-        native = processes.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        args.precision = "bf16" if native else "fp32"
-    for name, value in vars(args).items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
-            p.error(f"--{name.replace('_', '-')} must be finite, not {value}")
-    for name, least in (("steps", 1), ("batch", 2), ("frames", 1), ("size", 1), ("rate", 1), ("warmup", 0), ("workers", 0),
-                        ("save_every", 1), ("eval_every", 1), ("vocabulary", 3), ("cache", 0), ("noise", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            p.error(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
-    for name in ("fps", "lr", "lr_end"):
-        if getattr(args, name) <= 0:
-            p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
-    if args.chunk is not None and args.chunk < 1:
-        p.error(f"--chunk must be at least 1, not {args.chunk}")
-    if args.batch % processes.world:
-        p.error(f"--batch {args.batch} must divide by the {processes.world} processes")
+    loop.check(p, args, processes, {"batch": 2, "vocabulary": 3, "noise": 0}, ("fps", "lr", "lr_end"))
     if args.lr_end > args.lr:
         p.error(f"--lr-end {args.lr_end} is above --lr {args.lr}")
     if len(args.drop) != 2 or not all(0 <= d < 1 for d in args.drop):
         p.error(f"--drop takes one share or two (video, audio), each at least 0 and below 1, not {args.drop}")
     if not 0 < args.area[0] <= args.area[1] <= 1:
         p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
-    if not (0 <= args.dropout < 1 and 0 <= args.max_bad <= 1):
-        p.error("--dropout must be at least 0 and below 1, --max-bad from 0 to 1")
     if min(args.patch) < 1 or min(args.colour) < 0:
         p.error("--patch needs three sizes of at least 1, --colour four numbers of at least 0")
     if args.weights and (len(args.weights) != len(args.data or [1]) or min(args.weights) <= 0):
@@ -211,14 +164,13 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes()
     args = settings(argv, processes)
     rank, world, device = processes.rank, processes.world, processes.device
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
     with mendable():
         # data
         scratch = tempfile.TemporaryDirectory()
         run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
         if processes.first:
-            run.begin(plain, MAY_DIFFER)
+            run.begin(loop.plain(args), loop.MAY_DIFFER)
         if run.results():
             processes.print(f"{args.out} is finished; another --out makes another run\n\n{table(run.results(), beside(args))}")
             return processes.end()
@@ -231,125 +183,46 @@ def main(argv: list[str] | None = None) -> None:
         held_out = data.HeldOut(held, recipe._replace(control=None), words)
 
         # model
-        torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
         torch.manual_seed(args.seed)
         names = ("frames", "fps", "size", "audio_input", "rate", "dropout")
         config = dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), patch=tuple(args.patch),
-                                     **{name: plain[name] for name in names})
+                                     **{name: getattr(args, name) for name in names})
         model = vatt.VATT(config)
-        state, first, bad = run.newest(), 0, data.Bad(args.max_bad)
+        state = run.newest()
         if args.init and not state:
             vatt.initialise(model, words, Path(args.init))
-        model.to(device, torch.float64 if args.precision == "fp64" else torch.float32)
-        for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
-            transformer.recompute = args.recompute
-            if args.compile:
-                transformer.compile()
+        loop.place(model, args, device)
         gradients = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
         optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=device.type == "cuda" or None)
-
-        # resume
-        if state:
-            load_weights(model, state["model"], str(args.out))
-            optimizer.load_state_dict(state["optimizer"])
-            first = state["step"]
-        if len(set(processes.collect(first))) > 1:
-            raise ValueError(f"--out {args.out}: processes read different checkpoints; name a folder that all machines share")
-        if processes.first:
-            run.forget(first)
-            run.describe(plain, config.to_json())
-        processes.wait()
-        for row in run.rows():
-            bad.add(args.batch, row.get("bad", []))
+        first, bad = loop.resume(run, args, processes, model, optimizer, state, config.to_json())
 
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
                     f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
     batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
     batches = data.ahead(batches, device)
-    stop = Stop()
     loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
-    bar = tqdm(total=args.steps, initial=first, unit="step", disable=not (processes.first and sys.stderr.isatty()))
-    say = processes.print if bar.disable else bar.write
-    in_a_row, started, last_said = 0, time.perf_counter(), time.perf_counter()
-    model.train()
-    try:
-        if args.dry_run:
-            if processes.first:
+
+    if args.dry_run:
+        if processes.first:
+            with mendable():
                 batch, failed = data.collate([clips[0, slot] for slot in range(min(8, args.batch))])
-                for path, reason in failed:
-                    print(f"unreadable: {printable(path)}: {reason}")
-                print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
-            return processes.end()
-        for step in range(first, args.steps):
-            began = time.perf_counter()
-            batch, failed = next(batches)
-            waited = time.perf_counter() - began
-            lr = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            for path, reason in failed:
+                print(f"unreadable: {printable(path)}: {reason}")
+            print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
+        return processes.end()
 
-            statistics = [b.clone() for b in model.buffers()]
-            optimizer.zero_grad(set_to_none=True)
-            parts = gradients({k: v for k, v in batch.items() if k != "path"}, step)
-            parts["grad_norm"] = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
-            row = dict(zip(parts, torch.stack([p.double() for p in parts.values()]).tolist(), strict=True))  # one read
-            finite = all(map(math.isfinite, row.values()))
-            asked, not_finite, any_failed = processes.sum(stop.code > 0, not finite, len(failed))
+    def held_out_recall(_step):
+        scores = retrieval(model, loader(), processes, args.precision)
+        return {task: scores[task]["R@10"] for task in TASKS}
 
-            row = {"step": step, "lr": lr, **{k: v if math.isfinite(v) else None for k, v in row.items()}}
-            if not_finite:  # nothing changes on any process
-                for b, before in zip(model.buffers(), statistics, strict=True):
-                    b.copy_(before)
-                row["not_finite"] = [path for part in processes.collect(batch["path"]) for path in part]
-            else:
-                optimizer.step()
-            if any_failed:
-                row["bad"] = [pair for part in processes.collect(failed) for pair in part]
-                for path, reason in dict(row["bad"]).items():
-                    if path not in bad.names:
-                        say(f"unreadable, another clip in its place: {printable(path)}: {reason}")
-            bad.add(args.batch, row.get("bad", []))
-            in_a_row = in_a_row + 1 if not_finite else 0
-
-            end = step + 1
-            if end % args.eval_every == 0 and end < args.steps:
-                scores = retrieval(model, loader(), processes, args.precision)
-                row["held_out"] = {task: scores[task]["R@10"] for task in TASKS}
-            took = time.perf_counter() - began
-            row["time"] = {"clips_per_s": args.batch / took, "data_wait": waited / took}
-            if processes.first:
-                run.log(row)
-            line = summary(row, args.batch)
-            bar.set_postfix_str(line)
-            bar.update()
-            now = time.perf_counter()
-            if "held_out" in row or (bar.disable and now - last_said > 15):
-                last_said, left = now, (now - started) / (end - first) * (args.steps - end)
-                say(f"step {end}/{args.steps}, {left / 60:.1f} min left, {line}")
-            if in_a_row == 10:
-                fail(3, f"ten losses or gradients in a row were not finite; the clips are in {args.out}/metrics.jsonl. "
-                        f"Try a lower --lr than {args.lr} or a longer --warmup than {args.warmup}")
-            if bad.too_many:
-                fail(3, f"{bad}, more than --max-bad {args.max_bad} of the last thousand: "
-                        + "; ".join(f"{printable(p)}: {r}" for p, r in list(bad.names.items())[:10]))
-            saved = True
-            if (end % args.save_every == 0 or end == args.steps or asked) and processes.first:
-                saved = run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-            if asked:
-                bar.close()
-                if not saved:
-                    fail(3, f"stopped at step {end} and NOT saved; {args.out} goes on from its last checkpoint")
-                say(f"stopped at step {end}, saved in {args.out}; the same command goes on")
-                processes.end()
-                sys.exit(stop.code or 143)
-    except data.TooManyBad as e:
-        why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
-        fail(2 if run.rows() == [] else 3, why)
-    bar.close()
+    rate = lambda step: learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
+    if not loop.train(args, run, processes, batches, first, bad, model, optimizer, rate, gradients, optimizer.step,
+                      held_out_recall, lambda row: summary(row, args.batch)):
+        return
 
     results = retrieval(model, loader(), processes, args.precision)
     if processes.first:
@@ -370,15 +243,13 @@ def beside(args) -> dict[str, dict]:
 
 
 def summary(row: dict, batch: int) -> str:
-    """One line: each loss beside its value at chance, cosines of positive and negative pairs, speed, time spent waiting"""
+    """One line: each loss beside its value at chance, cosines of positive and negative pairs, scores where there are some"""
     chance = [losses.at_chance(batch, int(row[k] or 0)) for k in ("sounding", "captioned")]
     number = lambda k: "   nan" if row[k] is None else f"{row[k]:.2f}"
     line = (f"NCE {number('nce')} (chance {chance[0]:.2f}) MIL-NCE {number('mil_nce')} ({chance[1]:.2f}) "
-            f"cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')} "
-            f"{row['time']['clips_per_s']:.0f} clips/s, waiting {100 * row['time']['data_wait']:.0f}%"
-            + (" (for data: raise --workers)" if row["time"]["data_wait"] > 0.5 else ""))
+            f"cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')}")
     if "held_out" in row:
-        line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
+        line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items()) + " |"
     return line
 
 

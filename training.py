@@ -117,6 +117,30 @@ def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) 
     return lr_end + (lr - lr_end) * math.cos(math.pi / 2 * progress)
 
 
+def half_cosine(step: int, steps: int, lr: float, warmup: int) -> float:
+    """Linear warm-up to `lr`, then half a period of a cosine down to 0 (Sections A.2.5, A.3)."""
+    # Ours: at 0 from the end on (official: the cosine would climb again).
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr / 2 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+class SGD(torch.optim.Optimizer):
+    """v <- momentum v - lr g, w <- w + v (Section A.2.5)."""
+
+    # Official: the learning rate is inside of the momentum, as in Keras (torch has it outside: they part while it changes).
+    def __init__(self, parameters, lr: float, momentum: float = 0.9):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        """One update of all parameters that have a gradient"""
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                v = self.state[p].setdefault("v", torch.zeros_like(p))
+                p.add_(v.mul_(group["momentum"]).sub_(p.grad, alpha=group["lr"]))
+
+
 # ----------------------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -204,6 +228,13 @@ class Run:
         for old in self.checkpoints()[keep:]:
             old.unlink()
         return True
+
+    def save_best(self, step: int, model: dict) -> None:
+        """Writes best.pt, the weights with the best score on the held-out clips so far"""
+        try:
+            write_whole(self.out / "best.pt", lambda file: torch.save({"step": step, "model": model}, file))
+        except (OSError, RuntimeError) as e:
+            print(f"warning: {self.out / 'best.pt'} could not be written ({e})", file=sys.stderr, flush=True)
 
     def newest(self) -> dict | None:
         """The newest checkpoint that can be read, on the CPU; None where there are none, ValueError where none can be read."""

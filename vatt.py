@@ -300,10 +300,15 @@ def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
     name = "backbones.W_tp"
     if start[name].shape[1:] == own[name].shape[1:]:
         start[name] = torch.where((ids >= 0)[:, None], start[name][ids.clamp(min=0)], own[name])
-    for name in own:
-        if ".e_" in name and name in start and start[name].shape[1:] == own[name].shape[1:]:
-            start[name] = resize_table(start[name], len(own[name]))
+    resize_tables(start, own)
     load_weights(model, start, f"--init {run}")
+
+
+def resize_tables(start: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
+    """Gives the position tables of the weights `start` as many places as those of `own`, in place (Section A.2.5)."""
+    for name in own:
+        if name.split(".")[-1].startswith("e_") and name in start and start[name].shape[1:] == own[name].shape[1:]:
+            start[name] = resize_table(start[name], len(own[name]))
 
 
 def parameter_table() -> str:

@@ -1,0 +1,317 @@
+"""The paper's labelled data sets as they lie on disk (Section A.1.2): one function each, from a folder to a `Labelled`.
+
+    ucf101 hmdb51 kinetics mit    films, a class each            esc50 audioset      sounds, a class or several each
+    imagenet                      images, a folder a class       youcook2 msrvtt     films with captions
+    folder csv                    one's own, of any sort: see `labelled.py`
+
+`load("esc50=~/ESC-50", problems, part=2)` is what others call. Lists are in their official form, anywhere below the folder;
+films and sounds are found by their ids, wherever they lie and in whatever container.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import subtitles
+from labelled import TEST, TRAIN, Files, Item, Labelled, columns, fields, folder, known, lines, stem, table  # noqa: F401
+
+# value: the list by whose name a folder is recognised
+LISTS = {
+    "ucf101": r"classInd\.txt", "hmdb51": r".+_test_split[123]\.txt|.*hmdb51.*\.csv", "mit": r"moments_categories\.txt",
+    "esc50": r"esc50\.csv", "audioset": datasets.SEGMENTS.pattern,
+    "youcook2": r"validation_youcook.*\.csv|youcookii_annotations.*\.json",
+    "msrvtt": r"msrvtt_jsfusion_test\.csv|msrvtt_test\.csv",
+    "kinetics": r"(kinetics.*[-_])?(train|val|validate)\.csv",
+}  # fmt: skip
+ANNOTATIONS = re.compile(r"(ucfTrainTestlist|testTrainMulti.*|annotations?|meta|csv|lists?|splits?)", re.IGNORECASE)
+OWN = ("labels.csv", "captions.csv")                    # in a folder, they say what it is
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# [KIND=]PATH
+
+def load(text: str, problems: list[str], part: int = 1) -> Labelled:
+    """"[KIND=]PATH" -> the data set there, its kind found out where it is not given; `part`: which official split or fold.
+
+    "csv=FILE:COLUMN" takes the labels from that column. ValueError, in one line with the remedy, for all that cannot be.
+    """
+    name, path, column = parse(text)
+    if not 1 <= part <= parts(text):
+        has = f"has 1 to {parts(text)}" if parts(text) > 1 else "has only one"
+        raise ValueError(f"there is no split or fold {part} of {text}: {name} {has}")
+    found = table(path, column, problems) if name == "csv" else KINDS[name](Files(path, problems), part)
+    if not found.train and not found.test:
+        first = f": put them there, the first is {found.missing[0]}" if found.missing else ""
+        raise ValueError(f"{text}: none of the {len(found.missing)} listed files lies below "
+                         f"{path.parent if path.is_file() else path}{first}")
+    return found._replace(name=name)
+
+
+def parts(text: str) -> int:
+    """How many official splits or folds a source has: 3, 5, or 1"""
+    return {"ucf101": 3, "hmdb51": 3, "esc50": 5}.get(parse(text)[0], 1)
+
+
+def parse(text: str) -> tuple[str, Path, str]:
+    """"[KIND=]PATH" -> (kind, path, column of a csv or ""); ValueError for an unknown kind or a path that is not there"""
+    name, equals, rest = text.partition("=")
+    if not equals or "/" in name or os.path.lexists(text):
+        name, rest = "", text                           # a path may hold "=" too
+    elif name not in KINDS and name != "csv":
+        raise ValueError(f"{text}: {name!r} is no kind of data: write {'=, '.join((*KINDS, 'csv'))}= or the path alone")
+    path, column = Path(rest).expanduser(), ""
+    if not path.exists() and ":" in rest:
+        rest, _, column = rest.rpartition(":")
+        path = Path(rest).expanduser()
+    if not rest or not path.exists():
+        raise ValueError(f"{text}: there is no {path if rest else 'path'}: name a folder of media, or a csv")
+    if path.is_dir() and name in ("", "csv"):
+        own = next((path / own for own in OWN if (path / own).is_file()), None)
+        if name == "csv" and not own:
+            raise ValueError(f"{text}: {path} is a folder without {' or '.join(OWN)}: name the csv")
+        path = own or path
+    elif path.is_file() and name not in ("", "csv"):
+        raise ValueError(f"{text}: {path} is a file: name the folder that holds it")
+    elif path.is_file() and not name and path.suffix.lower() != ".csv":
+        raise ValueError(f"{text}: {path} is neither a folder nor a csv")
+    return name or ("csv" if path.is_file() else detect(path)), path, column
+
+
+def detect(root: Path) -> str:
+    """The kind of a folder by the lists in it, or in a folder of lists in it; "folder" where there are none"""
+    try:
+        folders = [root, *(entry.path for entry in os.scandir(root) if entry.is_dir() and ANNOTATIONS.fullmatch(entry.name))]
+        found = [Path(inside, name) for inside in folders for name in os.listdir(inside)]
+    except OSError as error:
+        raise ValueError(f"{root} cannot be listed ({error.strerror}): name a folder you may read") from None
+    for kind, pattern in LISTS.items():
+        for path in found:
+            if re.fullmatch(pattern, path.name, re.IGNORECASE) and path.is_file() and (
+                    kind != "kinetics" or "youtube_id" in next(lines(path), (0, ""))[1]):  # others have a train.csv too
+                return kind
+    return "imagenet" if any(re.fullmatch("n[0-9]{8}", path.name) for path in root.glob("train/*")) else "folder"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Films
+
+def ucf101(files: Files, part: int) -> Labelled:
+    """UCF101: ucfTrainTestlist/classInd.txt, trainlist0P.txt and testlist0P.txt; classes in the order of classInd.txt."""
+    get = lambda name: files.one(re.escape(name), f"ucfTrainTestlist/{name}", "www.crcv.ucf.edu/data/UCF101.php")
+    classes = []
+    for at, line in lines(get("classInd.txt")):
+        index, _, name = line.partition(" ")
+        classes.append(name.strip())
+        if index != str(len(classes)):
+            raise ValueError(f"{get('classInd.txt')}:{at}: {line!r} is not class {len(classes)}: get the list again")
+    number = {name.lower(): i for i, name in enumerate(classes)}    # lists and folders differ in capitals: HandStandPushups
+    films = files.by(lambda path: stem(path).lower())
+
+    def rows(path):
+        for at, line in lines(path):
+            name, _, label = line.partition(" ")                    # the list for training has labels, from 1
+            target = known(number, name.partition("/")[0].lower(), f"{path}:{at}", "classInd.txt")
+            if label.strip() not in ("", str(target + 1)):
+                raise ValueError(f"{path}:{at}: {name} is class {target + 1} of classInd.txt, not {label}: get the lists again")
+            yield name, films.get(stem(name).lower()), 0.0, math.inf, target
+
+    return files.labelled(classes, *(rows(get(f"{side}list0{part}.txt")) for side in ("train", "test")), kind="video")
+
+
+def hmdb51(files: Files, part: int) -> Labelled:
+    """HMDB51: *_test_splitP.txt (name and 1 train, 2 test, 0 neither), or all in one csv; classes in the alphabet's order."""
+    split, listed = f"split{part}", []
+    for path in files.every(rf".+_test_{split}\.txt"):
+        for at, line in lines(path):
+            name, _, code = line.rpartition(" ")
+            listed.append((f"{path}:{at}", name.strip(), path.name.rpartition("_test_")[0], code))
+    if not listed:
+        path = files.one(r".*hmdb51.*\.csv", f"<class>_test_{split}.txt",
+                         "serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database (test_train_splits.rar)")
+        for at, row in columns(path, "video_id", "label", split):
+            listed.append((f"{path}:{at}", row["video_id"], row["label"].removesuffix("_test"), row[split]))
+    classes = sorted({label for _, _, label, _ in listed})
+    expect(files, len(classes), 51)
+    films, sides = files.by(lambda path: stem(path).lower()), {"1": [], "2": [], "0": []}
+    for at, name, label, code in listed:
+        if code not in sides:
+            raise ValueError(f"{at}: {name!r} has the code {code!r}, not 1 (train), 2 (test) or 0 (neither)")
+        sides[code].append((name, films.get(stem(name).lower()), 0.0, math.inf, classes.index(label)))
+    return files.labelled(classes, sides["1"], sides["2"], kind="video")
+
+
+def kinetics(files: Files, part: int) -> Labelled:
+    """Kinetics-400, 600 or 700: train.csv and val.csv; films <id>_<start>_<end> or <id>, in whatever folders.
+
+    Classes are the labels of train.csv (of val.csv, where it is alone) in the alphabet's order.
+    """
+    where, sides = "github.com/cvdfoundation/kinetics-dataset (annotations)", []
+    for name, pattern in (("train.csv", "train"), ("val.csv", "val|validate")):
+        pattern = rf"(kinetics.*[-_])?({pattern})\.csv"
+        path = files.one(pattern, name, where) if files.every(pattern) or sides == [[]] else None
+        if not path:
+            files.problems.append(f"{files.root} holds no {name}: it is in {where}")
+        wanted = ("label", "youtube_id", "time_start", "time_end")
+        sides.append([(f"{path}:{at}", row) for at, row in columns(path, *wanted)] if path else [])
+    classes = sorted({row["label"] for _, row in sides[0] or sides[1]})
+    expect(files, len(classes), 400, 600, 700)
+    number, find = {name: i for i, name in enumerate(classes)}, clips(files)
+
+    def rows(side):
+        for at, row in side:
+            times = (subtitles.seconds(row[name]) for name in ("time_start", "time_end"))
+            yield *find(row["youtube_id"], *times, at), known(number, row["label"], at, "train.csv")
+
+    return files.labelled(classes, rows(sides[0]), rows(sides[1]), kind="video")
+
+
+def mit(files: Files, part: int) -> Labelled:
+    """Moments in Time, version 1: moments_categories.txt, trainingSet.csv and validationSet.csv, which have no header."""
+    get = lambda name: files.one(re.escape(name), name, "moments.csail.mit.edu")
+    plain = lambda name: name.replace("+", " ").replace("_", " ").lower()           # "adult+female+singing"
+    names = [line.rpartition(",") for _, line in lines(get("moments_categories.txt"))]
+    if len(names) != 339 or not all(index.isdecimal() for _, _, index in names):
+        raise ValueError(f"{get('moments_categories.txt')} has {len(names)} lines: version 1 has 339, each name,index")
+    classes = [name for name, _, _ in sorted(names, key=lambda row: int(row[2]))]   # the file's order is no alphabet's
+    number = {plain(name): i for i, name in enumerate(classes)}
+    films = files.by(lambda path: plain(os.path.splitext("/".join(path.split("/")[-3:]))[0]))       # training/class/name
+
+    def rows(name, side):
+        path = get(name)
+        for at, (film, *label) in fields(path):
+            target = known(number, plain("".join(label[:1])), f"{path}:{at}", "moments_categories.txt")
+            yield film, films.get(plain(f"{side}/{os.path.splitext(film)[0]}")), 0.0, math.inf, target
+
+    return files.labelled(classes, rows("trainingSet.csv", "training"), rows("validationSet.csv", "validation"), kind="video")
+
+
+def clips(files: Files) -> Callable:
+    """find(id, start, end, where it is listed) -> (what is listed, path or None, start and end in that file).
+
+    Names are [Y]<id>[_<start>[_<end>]], in seconds or milliseconds: with a start the file is that part, without one it is the
+    whole film. Of a damaged film and its replacement, the latter.
+    """
+    paths: dict[str, str] = {}
+    for path in files.media:
+        if cut := datasets.CUT.fullmatch(stem(path)):
+            youtube, start = cut.groups()
+            key = youtube if start is None else f"{youtube}_{float(start):.3f}"
+            if key not in paths or "replacement" in path:
+                paths[key] = path
+
+    def find(youtube: str, start: float, end: float, at: str):
+        if not datasets.YOUTUBE_ID.fullmatch(youtube):
+            raise ValueError(f"{at}: {youtube!r} is no id of YouTube's: get the list again")
+        if not 0 <= start < end <= subtitles.MAX_SECONDS:
+            raise ValueError(f"{at}: {youtube} has no valid time: {start:g} to {end:g} s: get the list again")
+        cut = paths.get(f"{youtube}_{start:.3f}") or paths.get(f"{youtube}_{1000 * start:.3f}")
+        part = (0.0, math.inf) if cut else (start, end)
+        return f"{youtube} {start:g}-{end:g} s", cut or paths.get(youtube), *part
+
+    return find
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sounds and images
+
+def esc50(files: Files, part: int) -> Labelled:
+    """ESC-50: meta/esc50.csv; fold `part` is the test. Classes in the order of their targets, those that the list has."""
+    path = files.one(LISTS["esc50"], "meta/esc50.csv", "github.com/karolpiczak/ESC-50")
+    names, sides = {}, [[], []]
+    sounds, listed = files.by(stem), list(columns(path, "filename", "fold", "target", "category"))
+    for at, row in listed:
+        if row["fold"] not in ("1", "2", "3", "4", "5") or not row["target"].isdecimal():
+            raise ValueError(f"{path}:{at}: fold {row['fold']!r} is not 1 to 5, or target {row['target']!r} no number")
+        if names.setdefault(int(row["target"]), row["category"]) != row["category"]:
+            raise ValueError(f"{path}:{at}: {row['category']} has the target of {names[int(row['target'])]}: get the list again")
+    targets = sorted(names)
+    for _, row in listed:
+        sides[int(row["fold"]) == part].append((row["filename"], sounds.get(stem(row["filename"])), 0.0, math.inf,
+                                                targets.index(int(row["target"]))))
+    return files.labelled([names[target] for target in targets], *sides, kind="audio")
+
+
+def audioset(files: Files, part: int) -> Labelled:
+    """AudioSet: class_labels_indices.csv; eval_segments.csv is the test, every other *_segments.csv the training."""
+    where = "research.google.com/audioset/download.html"
+    path = files.one(r"class_labels_indices\.csv", "class_labels_indices.csv", where)
+    listed = [row for _, row in columns(path, "index", "mid", "display_name")]
+    number = {row["mid"]: i for i, row in enumerate(listed)}        # names hold commas, the mid is the key
+    lists, find = files.every(LISTS["audioset"]), clips(files)
+    if not lists:
+        raise ValueError(f"{files.root} holds no *_segments.csv: get eval_segments.csv and the others from {where}")
+
+    def rows(test):
+        for path in lists:
+            if path.name.lower().startswith("eval") == test:
+                for youtube, start, end, mids in datasets.segments(path, files.problems):
+                    targets = {known(number, mid, f"{path}: {youtube}", "class_labels_indices.csv") for mid in mids}
+                    yield *find(youtube, start, end, str(path)), tuple(sorted(targets))
+
+    return files.labelled([row["display_name"] for row in listed], rows(False), rows(True), multi=True, kind="audio")
+
+
+def imagenet(files: Files, part: int) -> Labelled:
+    """ImageNet: train/<wnid>/ and val/<wnid>/; the number of a class is the place of its wnid in the alphabet."""
+    # The numbers in ILSVRC's own lists are others, and names repeat (two are "crane"): only the wnid is sure.
+    loose = [path for path in files.media if path.count("/") == 1 and path.split("/")[0].lower() in TEST]
+    if loose:
+        raise ValueError(f"{files.root / loose[0]}: {len(loose)} images lie loose: sort them into val/<wnid>/ (valprep.sh, or "
+                         f"torchvision.datasets.ImageNet, does it)")
+    found = folder(files)
+    expect(files, len(found.classes), 1000)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Captions
+
+def youcook2(files: Files, part: int) -> Labelled:
+    """YouCook2: validation_youcook.csv, or the validation films of youcookii_annotations_trainval.json: parts of films."""
+    name, where = "validation_youcook.csv", "github.com/antoine77340/MIL-NCE_HowTo100M (csv)"
+    official = files.every(r"youcookii_annotations.*\.json")
+    if official and not files.every(r"validation_youcook.*\.csv"):
+        path = official[0]
+        try:
+            films = json.loads(path.read_text(encoding="utf-8"))["database"].items()
+            listed = [(youtube, {"video_id": youtube, "start": part["segment"][0], "end": part["segment"][1],
+                                 "text": part["sentence"]})
+                      for youtube, film in films if film["subset"] == "validation" for part in film["annotations"]]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not of the official form ({error!r}): get it again, or {name} from {where}") from None
+    else:
+        path = files.one(r"validation_youcook.*\.csv", name, where)
+        listed = list(columns(path, "video_id", "start", "end", "text"))    # by name: in this file, end comes before start
+    films = files.by(stem)
+    rows = []
+    for at, row in listed:
+        start, end = subtitles.seconds(row["start"]), subtitles.seconds(row["end"])
+        if not 0 <= start < end <= subtitles.MAX_SECONDS:
+            raise ValueError(f"{path}:{at}: {row['video_id']} has no valid time: {start:g} to {end:g} s: get the list again")
+        rows.append((f"{row['video_id']} {start:g}-{end:g} s", films.get(row["video_id"]), start, end, row["text"]))
+    return files.labelled([], [], rows, kind="video")
+
+
+def msrvtt(files: Files, part: int) -> Labelled:
+    """MSR-VTT 1k-A: MSRVTT_JSFUSION_test.csv, also known as msrvtt_test.csv: one caption for each of 1000 films."""
+    path = files.one(LISTS["msrvtt"], "MSRVTT_JSFUSION_test.csv", "github.com/ArrowLuo/CLIP4Clip (data)")
+    films = files.by(stem)
+    rows = [(row["video_id"], films.get(row["video_id"]), 0.0, math.inf, row["sentence"])
+            for _, row in columns(path, "video_id", "sentence")]
+    return files.labelled([], [], rows, kind="video")
+
+
+def expect(files: Files, classes: int, *official: int) -> None:
+    """A problem where the number of classes is none of the official ones"""
+    if classes not in official:
+        files.problems.append(f"{files.root}: the lists name {classes} classes, not {' or '.join(map(str, official))}")
+
+
+KINDS: dict[str, Callable[[Files, int], Labelled]] = {
+    "ucf101": ucf101, "hmdb51": hmdb51, "kinetics": kinetics, "mit": mit, "esc50": esc50, "audioset": audioset,
+    "imagenet": imagenet, "youcook2": youcook2, "msrvtt": msrvtt, "folder": folder,
+}

@@ -1,0 +1,150 @@
+"""Labelled files to views: one at random to train on, or several that cover the file to test on (Sections A.2.1, A.2.5, A.3).
+
+    x (B, T, H, W, 3) uint8 of video, (B, H, W, 3) uint8 of images, (B, S) float32 of audio   y (B, C) float32, one or more 1s
+    flip (B,) bool   colour (B, 5) float32   key (B,) int64 for DropToken   mix (B,) float32 for mixup
+
+To test, x is (B, V, ...): V = windows x crops views of a video, windows of a sound, crops of an image.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import augment
+import data
+from cache import Reader
+from decode import Unreadable
+from sampling import Slots
+
+
+class Recipe(NamedTuple):
+    """How a view is cut; the defaults are the paper's for video: 32 frames at 12.5 fps, 320 pixels, 4 x 3 views (A.2.1)."""
+
+    kind: str = "video"            # or "audio", "image"
+    frames: int = 32
+    fps: float = 12.5
+    size: int = 320
+    rate: int = 48000
+    windows: int = 4
+    crops: int = 3
+    area: tuple[float, float] = (0.08, 1.0)
+    colour: tuple[float, float, float, float] = (32 / 255, 0.4, 0.4, 0.2)  # brightness, saturation, contrast, hue
+    flip: float = 0.5              # of the clips
+    mixup: float = 0.0             # Beta(mixup, mixup); 0: none
+    cache: float = 0.0             # GB of decoded files that a process keeps
+
+    @property
+    def samples(self) -> int:
+        """Of a view's sound, which is as long as its frames"""
+        return round(self.frames / self.fps * self.rate)
+
+
+class Labelled(Dataset):
+    """What both kinds of views share: files with labels.  items: (path, start, end, target), see downstream.py"""
+
+    def __init__(self, items: list, classes: int, recipe: Recipe):
+        self.items, self.classes, self.recipe = items, classes, recipe
+        self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def target(self, item) -> np.ndarray:
+        """Its classes as ones among zeros, (C,) float32"""
+        y = np.zeros(self.classes, np.float32)
+        y[[item.target] if isinstance(item.target, int) else list(item.target)] = 1
+        return y
+
+    def pixels(self, media, start: float, box, size: tuple[int, int]) -> np.ndarray:
+        """Frames (T, h, w, 3) uint8 from `start` on, or an image (h, w, 3)"""
+        r = self.recipe
+        clip = media.video(start, 1 if r.kind == "image" else r.frames, r.fps, box, size)
+        return clip[0] if r.kind == "image" else clip
+
+    def sound(self, media, start: float) -> np.ndarray:
+        """(S,) float32 from `start` on"""
+        if not media.has_audio:
+            raise Unreadable(media.path, "no sound")
+        return media.audio(start, self.recipe.samples, self.recipe.rate)
+
+
+class Training(Labelled):
+    """Item (step, slot) -> (a random view of a file, what failed on the way to it): a pure function of seed, step, slot."""
+
+    def __init__(self, items: list, classes: int, recipe: Recipe, batch: int, seed: int = 0):
+        super().__init__(items, classes, recipe)
+        self.slots, self.seed = Slots([len(items)], [1.0], batch, seed), seed
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
+        step, slot = at
+        return data.attempts(self.view, self.slots(step, slot)[1], len(self), (self.seed, step, slot))
+
+    def view(self, k: int, rng: np.random.Generator) -> dict:
+        """A random place, crop, flip and colour of file k (A.2.1)"""
+        r, item = self.recipe, self.items[k]
+        with self.reader.open(item.path) as media:
+            start = data.random_start(rng, item, media.duration, r)
+            if r.kind == "audio":
+                x = self.sound(media, start)
+            else:
+                x = self.pixels(media, start, augment.random_box(rng, media.width, media.height, r.area), (r.size, r.size))
+        return dict(x=x, y=self.target(item), flip=bool(rng.random() < r.flip), colour=augment.colour_draws(rng, *r.colour),
+                    key=int(rng.integers(2**62)), mix=np.float32(rng.beta(r.mixup, r.mixup) if r.mixup else 1.0),
+                    path=str(item.path))
+
+
+class Testing(Labelled):
+    """Item i -> (all views of file i, []), or (None, why it could not be read)."""
+
+    def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:
+        r, item = self.recipe, self.items[i]
+        try:
+            with self.reader.open(item.path) as media:
+                at = windows(*data.starts(item, media.duration, r), 1 if r.kind == "image" else r.windows, r.fps)
+                if r.kind == "audio":
+                    x = [self.sound(media, start) for start in at]
+                else:
+                    h, w = shape(media.width, media.height, r.size)
+                    x = [view for start in at
+                         for view in crops(self.pixels(media, start, (0, 0, 1, 1), (h, w)), r.size, r.crops)]
+        except Unreadable as e:
+            return None, [(str(e.path), e.reason)]
+        return dict(x=np.stack(x), y=self.target(item), path=str(item.path), number=i), []
+
+
+def windows(first: float, last: float, n: int, fps: float) -> list[float]:
+    """n starts from `first` to `last`, evenly spread, on whole frames; one is in the middle (A.2.5)"""
+    at = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
+    return [first + math.floor((last - first) * share * fps + 1e-6) / fps for share in at]
+
+
+def shape(width: int, height: int, size: int) -> tuple[int, int]:
+    """(height, width) where the shorter side is `size`, the other at most 8 times that"""
+    scale = size / min(width, height)
+    return tuple(min(max(size, round(x * scale)), 8 * size) for x in (height, width))
+
+
+def crops(x: np.ndarray, size: int, n: int) -> list[np.ndarray]:
+    """n squares along the longer side, from one end to the other; one is in the middle (A.2.5).  (.., h, w, 3)"""
+    h, w = x.shape[-3:-1]
+    at = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
+    places = [(round((h - size) * share), round((w - size) * share)) for share in at]
+    return [x[..., top : top + size, left : left + size, :] for top, left in places]
+
+
+def inputs(x: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tensor | None = None) -> torch.Tensor:
+    """Views as the model takes them: pixels to [-1, 1], flipped and coloured, sound as it is.  (B, ...) -> (B, ...) float32"""
+    if x.dtype != torch.uint8:
+        return x
+    clips = x if x.dim() == 5 else x[:, None]
+    return augment.augment(clips, flip, colour).view(x.shape)
+
+
+def test_loader(views: Testing, batch: int, rank: int, world: int, workers: int) -> DataLoader:
+    """Every file once, over all processes: batches of at most `batch` views (one file at least), and what failed"""
+    r = views.recipe
+    each = (1 if r.kind == "image" else r.windows) * (1 if r.kind == "audio" else r.crops)
+    return data.held_out_loader(views, max(1, batch // each), rank, world, workers)
