@@ -39,10 +39,12 @@ def curves(run: Path) -> str:
     for space, colour, label in (("va", "tab:orange", "video, audio"), ("vt", "tab:blue", "video, text")):
         cosine.plot(steps, column(f"pos_{space}"), color=colour, label=f"{label}: positive pairs", lw=1)
         cosine.plot(steps, column(f"neg_{space}"), color=colour, ls=":", label=f"{label}: negative pairs", lw=1)
-    seen = [row for row in rows if "held_out" in row]
-    for task in seen[0]["held_out"] if seen else ():
-        recall.plot([row["step"] + 1 for row in seen], [100 * row["held_out"][task] for row in seen], "o-",
-                    label=task.replace("_", " "))
+    seen = [(row["step"] + 1, row["held_out"]) for row in rows if "held_out" in row]
+    if (run / "results.json").is_file():
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        seen.append((steps[-1], {task: results[task]["R@10"] for task in results if "R@10" in results[task]}))
+    for task in seen[0][1] if seen else ():
+        recall.plot([step for step, _ in seen], [100 * scores[task] for _, scores in seen], "o-", label=task.replace("_", " "))
     for axis, title in ((loss, "loss"), (cosine, "mean cosine"), (recall, "held-out R@10, %")):
         axis.set(xlabel="step", title=title)
         axis.grid(alpha=0.3)

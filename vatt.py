@@ -21,7 +21,7 @@ import decode
 import droptoken
 import tokenize
 from heads import Heads
-from training import Run, load_weights
+from training import Run, load_weights, write_whole
 from transformer import SIZES, Size, Transformer, truncated_normal_
 
 importlib.reload(tokenize)  # ours, even where pytest, a debugger or a notebook has already imported Python's
@@ -265,10 +265,11 @@ def share(model: VATT, run: Path) -> str:
     -> the end of a sentence: that it was written, or what to install.
     """
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         return " (pip install safetensors writes weights to share)"
-    save_file({k: v.detach().cpu().float().contiguous() for k, v in model.state_dict().items()}, run / "model.safetensors")
+    packed = save({k: v.detach().cpu().float().contiguous() for k, v in model.state_dict().items()})
+    write_whole(run / "model.safetensors", lambda file: file.write(packed))
     return ", model.safetensors"
 
 
