@@ -73,9 +73,9 @@ def retrieval(model, loader, processes, precision: str) -> dict:
     return results
 
 
-def table(results: dict, beside: dict[str, dict]) -> str:
+def table(results: dict, beside: dict[str, dict], title: str = "held-out retrieval") -> str:
     """Scores in percent beside chance and, for the demo, beside what knowing a part of the attributes would give"""
-    lines = [f"{'held-out retrieval':30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
+    lines = [f"{title:30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
     row = lambda name, s, n="": f"{name:30}" + "".join(
         f"{100 * s[k]:7.1f}" if k in s else f"{'':7}" for k in ("R@1", "R@5", "R@10")) + f"{s.get('MedR', ''):>7}{n:>6}"
     for name in (task for task in TASKS if task in results):
@@ -195,7 +195,8 @@ def retrieve_command(args, processes: Processes) -> None:
     print(f"{recipe.windows} windows of {recipe.frames} frames at {recipe.fps:g} fps, central crops of {recipe.size} pixels; "
           f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions are "
           f"another clip's too, which counts as wrong; {len(texts) - known} hold no word that the run knows\n")
-    print(table({"text_to_video": scores, "unreadable": failed}, {}))
+    print(table({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent"))
+    warn_unreadable(failed)
     keep(args.out, f"retrieve_{data.name}", {**scores, "unreadable": len(failed)})
 
 
