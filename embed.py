@@ -66,7 +66,7 @@ def sentences(model: vatt.Trained, texts: list[str], batch: int = 256) -> torch.
 # ---------------------------------------------------------------------------------------------------------------------
 # embed
 
-def embed(run: str, source: Path, out: Path, kind: str | None, space: str | None, seconds: float | None, windows: int,
+def embed(run: Path, source: Path, out: Path, kind: str | None, space: str | None, seconds: float | None, windows: int,
           batch: int, workers: int, precision: str, processes: Processes) -> None:
     """Writes `out`: ids (N,), vectors (N, d) of length 1, times (N, 2) in seconds, space, kind, source, unreadable (M,).
 
@@ -88,14 +88,15 @@ def embed(run: str, source: Path, out: Path, kind: str | None, space: str | None
     mine = range(processes.rank, len(ids), processes.world)
     kept = Partial(out, processes, model.config.d_va if space == "va" else model.config.d_vt, key, len(mine))
     rest = [items[i] for i in mine][kept.rows :]
-    processes.print(f"{source}: {len(ids)} of kind {kind}, space {space}, {windows} windows; {kept.rows} done before")
+    unit = f"moments of {seconds:g} s" if seconds and kind == "video" else "sentences" if kind == "text" else f"{kind} files"
+    processes.print(f"{source}: {len(ids)} {unit}, {windows} windows each, space {space}; {kept.rows} done before")
     if kind == "text":
         texts = [ids[i] for i in mine][kept.rows :]
         steps = ((sentences(model, texts[i : i + batch]), []) for i in range(0, len(texts), batch))
     else:
         steps = vectors(model, rest, recipe(model.config, kind, windows), space, batch, workers, precision)
     pause = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=len(mine), initial=kept.rows, unit="file", mininterval=pause, disable=not processes.first) as bar:
+    with tqdm(total=len(mine), initial=kept.rows, mininterval=pause, disable=not processes.first) as bar:
         for rows, failed in steps:
             kept.add(rows)
             bar.update(len(rows))
@@ -223,7 +224,7 @@ def digest(*things) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # search
 
-def search(run: str, words: str, source: Path, out: Path, top: int, batch: int, workers: int, precision: str,
+def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int, workers: int, precision: str,
            processes: Processes) -> None:
     """Prints the moments of the films in a folder that are nearest to the words, and draws them to `out`.
 
@@ -235,7 +236,7 @@ def search(run: str, words: str, source: Path, out: Path, top: int, batch: int, 
         raise ValueError(f"{run} knows no word of {words!r}: it knows those in its vocabulary.txt")
     if unknown:
         processes.print(f"not in the run's vocabulary, and so of no use: {', '.join(unknown)}")
-    folder = Path(run).parent if run.endswith(".safetensors") else Path(run)
+    folder = run.parent if run.suffix == ".safetensors" else run
     table = folder / f"moments-{digest(str(source.resolve()))[:8]}.npz"
     embed(run, source, table, "video", "vt", model.config.frames / model.config.fps, 1, batch, workers, precision, processes)
     if not processes.first:
