@@ -29,9 +29,10 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, config: vatt.Config, kind: str, classes: list[str], multi: bool = False, head: str = "linear",
-                 dropout: float = 0.5):
+                 dropout: float = 0.5, components: int = 128):
         super().__init__()
         self.config, self.kind, self.classes, self.multi, self.head = config, kind, classes, multi, head
+        self.components = components
         self.precision = "fp32"
         self.backbone = vatt.Backbones(dataclasses.replace(config, vocabulary=1))
         for name in [*self.backbone._modules, *self.backbone._parameters]:
@@ -41,7 +42,7 @@ class Classifier(nn.Module):
         if head == "linear":
             self.classifier = LinearClassifier(d, len(classes), dropout, multi)
         else:
-            self.classifier = LowRankClassifier(d, len(classes))
+            self.classifier = LowRankClassifier(d, len(classes), components)
 
     def features(self, x: torch.Tensor, drop: float = 0.0, keys: torch.Tensor | None = None) -> torch.Tensor:
         """Inputs of `kind` -> z_out (B, d); drop and keys (B,) are DropToken's share and choice (Table 6)"""
@@ -59,7 +60,7 @@ class Classifier(nn.Module):
 
     def over_views(self, logits: torch.Tensor) -> torch.Tensor:
         """What several views of a clip say together (Section A.2.5).  (B, views, C) -> (B, C)"""
-        if self.head == "low-rank":
+        if self.head == "low-rank" and not self.multi:
             # Official: a frozen backbone's views are averaged as probabilities (paper: not said).
             return logits.softmax(-1).mean(1).log()
         return logits.mean(1)
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
     def describe(self) -> dict:
         """What `load` needs to build it again"""
         return {"config": self.config.to_json(), "kind": self.kind, "classes": list(self.classes), "multi": self.multi,
-                "head": self.head}
+                "head": self.head, "components": self.components}
 
 
 def pretrained_config(run: Path) -> vatt.Config:
@@ -114,6 +115,7 @@ def load(run: str | Path) -> Classifier:
     saved = Run(run).read_config()["model"]
     if "classes" not in saved:
         raise ValueError(f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
-    model = Classifier(vatt.Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"])
+    model = Classifier(vatt.Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"],
+                       components=saved["components"])
     load_weights(model, vatt.weights(run), str(run))
     return model.eval()

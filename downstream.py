@@ -48,7 +48,7 @@ def load(text: str, problems: list[str], part: int = 1) -> Labelled:
         first = f": put them there, the first is {found.missing[0]}" if found.missing else ""
         raise ValueError(f"{text}: none of the {len(found.missing)} listed files lies below "
                          f"{path.parent if path.is_file() else path}{first}")
-    return found._replace(name=name)
+    return found._replace(name=path.resolve().stem if name in ("folder", "csv") else name)
 
 
 def parts(text: str) -> int:

@@ -5,6 +5,7 @@
 A file's vector is the mean of those of its windows; it is normalised after that, so that a dot product is a cosine similarity.
 """
 
+import fcntl
 import hashlib
 import math
 import os
@@ -65,7 +66,7 @@ def sentences(model: vatt.Trained, texts: list[str], batch: int = 256) -> torch.
 # ---------------------------------------------------------------------------------------------------------------------
 # embed
 
-def embed(run: str, source: Path, out: Path, kind: str | None, space: str | None, seconds: float | None, windows: int,
+def embed(run: Path, source: Path, out: Path, kind: str | None, space: str | None, seconds: float | None, windows: int,
           batch: int, workers: int, precision: str, processes: Processes) -> None:
     """Writes `out`: ids (N,), vectors (N, d) of length 1, times (N, 2) in seconds, space, kind, source, unreadable (M,).
 
@@ -85,15 +86,17 @@ def embed(run: str, source: Path, out: Path, kind: str | None, space: str | None
     if out.is_file() and read(out)["key"] == key:
         return processes.print(f"{out} holds all {len(ids)} already")
     mine = range(processes.rank, len(ids), processes.world)
-    kept = Partial(out, processes, model.config.d_va if space == "va" else model.config.d_vt, key)
+    kept = Partial(out, processes, model.config.d_va if space == "va" else model.config.d_vt, key, len(mine))
     rest = [items[i] for i in mine][kept.rows :]
-    processes.print(f"{source}: {len(ids)} of kind {kind}, space {space}, {windows} windows; {kept.rows} done before")
+    unit = f"moments of {seconds:g} s" if seconds and kind == "video" else "sentences" if kind == "text" else f"{kind} files"
+    processes.print(f"{source}: {len(ids)} {unit}, {windows} windows each, space {space}; {kept.rows} done before")
     if kind == "text":
         texts = [ids[i] for i in mine][kept.rows :]
         steps = ((sentences(model, texts[i : i + batch]), []) for i in range(0, len(texts), batch))
     else:
         steps = vectors(model, rest, recipe(model.config, kind, windows), space, batch, workers, precision)
-    with tqdm(total=len(mine), initial=kept.rows, unit="file", disable=not processes.first) as bar:
+    pause = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(total=len(mine), initial=kept.rows, mininterval=pause, disable=not processes.first) as bar:
         for rows, failed in steps:
             kept.add(rows)
             bar.update(len(rows))
@@ -148,7 +151,7 @@ def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str
 def moments(source: Path, paths: list[str], seconds: float, problems: list[str]) -> tuple[list[Item], list[str]]:
     """Films in parts of `seconds` that overlap by half, the last one at the end; ids are the films' paths"""
     items, ids = [], []
-    for path in tqdm(paths, desc="lengths", unit="film", disable=len(paths) < 100):
+    for path in paths:
         try:
             with Media(source / path) as media:
                 last = max(0.0, media.duration - seconds)
@@ -166,20 +169,25 @@ def moments(source: Path, paths: list[str], seconds: float, problems: list[str])
 class Partial:
     """The vectors that this process has so far, in a file beside `out`; begun anew where they are of other files or flags."""
 
-    def __init__(self, out: Path, processes: Processes, width: int, key: str):
+    def __init__(self, out: Path, processes: Processes, width: int, key: str, most: int):
         self.path, self.width = out.with_name(f"{out.name}.{processes.rank}-of-{processes.world}.partial"), width
         self.head = self.path.with_suffix(".key")
         out.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.is_file() or not self.head.is_file() or self.head.read_text() != key:
-            self.path.write_bytes(b"")
-            self.head.write_text(key)
+        self.file = self.path.open("ab")
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"another process is writing {out}: wait for it, or name another file") from None
         self.rows = self.path.stat().st_size // (4 * width)
-        os.truncate(self.path, self.rows * 4 * width)           # a row that a kill cut short
+        if not self.head.is_file() or self.head.read_text() != key or self.rows > most:
+            self.rows = 0
+            self.head.write_text(key)
+        self.file.truncate(self.rows * 4 * width)               # a row that a kill cut short
 
     def add(self, rows: torch.Tensor) -> None:
         """More of them, (B, d) float32"""
-        with self.path.open("ab") as file:
-            file.write(rows.numpy().astype("<f4").tobytes())
+        self.file.write(rows.numpy().astype("<f4").tobytes())
+        self.file.flush()
 
     def read(self) -> np.ndarray:
         """All of them, (n, d)"""
@@ -216,7 +224,7 @@ def digest(*things) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # search
 
-def search(run: str, words: str, source: Path, out: Path, top: int, batch: int, workers: int, precision: str,
+def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int, workers: int, precision: str,
            processes: Processes) -> None:
     """Prints the moments of the films in a folder that are nearest to the words, and draws them to `out`.
 
@@ -228,7 +236,7 @@ def search(run: str, words: str, source: Path, out: Path, top: int, batch: int, 
         raise ValueError(f"{run} knows no word of {words!r}: it knows those in its vocabulary.txt")
     if unknown:
         processes.print(f"not in the run's vocabulary, and so of no use: {', '.join(unknown)}")
-    folder = Path(run).parent if run.endswith(".safetensors") else Path(run)
+    folder = run.parent if run.suffix == ".safetensors" else run
     table = folder / f"moments-{digest(str(source.resolve()))[:8]}.npz"
     embed(run, source, table, "video", "vt", model.config.frames / model.config.fps, 1, batch, workers, precision, processes)
     if not processes.first:

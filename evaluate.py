@@ -73,9 +73,9 @@ def retrieval(model, loader, processes, precision: str) -> dict:
     return results
 
 
-def table(results: dict, beside: dict[str, dict]) -> str:
+def table(results: dict, beside: dict[str, dict], title: str = "held-out retrieval") -> str:
     """Scores in percent beside chance and, for the demo, beside what knowing a part of the attributes would give"""
-    lines = [f"{'held-out retrieval':30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
+    lines = [f"{title:30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
     row = lambda name, s, n="": f"{name:30}" + "".join(
         f"{100 * s[k]:7.1f}" if k in s else f"{'':7}" for k in ("R@1", "R@5", "R@10")) + f"{s.get('MedR', ''):>7}{n:>6}"
     for name in (task for task in TASKS if task in results):
@@ -135,6 +135,8 @@ def classify_command(args, processes: Processes) -> None:
         data = source(args.data, part, args.out, processes)
         if not data.classes:
             raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
+        if data.kind not in {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}[model.kind]:
+            raise ValueError(f"{args.data} has files of kind {data.kind}, and {args.run} was trained on {model.kind}")
         if data.multi != model.multi:
             raise ValueError(f"{args.data} has {'several classes' if data.multi else 'one class'} a file, and {args.run} was "
                              f"trained on data with {'several' if model.multi else 'one'}")
@@ -195,7 +197,8 @@ def retrieve_command(args, processes: Processes) -> None:
     print(f"{recipe.windows} windows of {recipe.frames} frames at {recipe.fps:g} fps, central crops of {recipe.size} pixels; "
           f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions are "
           f"another clip's too, which counts as wrong; {len(texts) - known} hold no word that the run knows\n")
-    print(table({"text_to_video": scores, "unreadable": failed}, {}))
+    print(table({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent"))
+    warn_unreadable(failed)
     keep(args.out, f"retrieve_{data.name}", {**scores, "unreadable": len(failed)})
 
 
@@ -233,14 +236,14 @@ def class_table(scores: dict) -> str:
     if "mAP" in scores:
         row = lambda name, s: f"{name:26}{100 * s['mAP']:10.1f}{100 * s['AUC']:10.1f}{s[prime]:10.3f}"
         prime, lines = "d'", [f"{'':26}{'mAP, %':>10}{'AUC, %':>10}{'d-prime':>10}"]
-        lines += [row("mean of the classes", scores), row("chance", scores["chance"])]
+        lines += [row("this run", scores), row("chance", scores["chance"])]
         other = scores["d' of AUC"]
         lines.append(f"d-prime is the mean of that of each class, as in the paper; that of the mean AUC is {other:.3f}")
         if scores["left_out"]:
             lines.append(f"{len(scores['left_out'])} classes have no positive or no negative file here and are in no mean")
         return "\n".join(lines)
     chance = scores["chance"]
-    return (f"{'':26}{'top-1, %':>10}{'top-5, %':>10}\n{'':26}{100 * scores['top-1']:10.1f}{100 * scores['top-5']:10.1f}\n"
+    return (f"{'':26}{'top-1, %':>10}{'top-5, %':>10}\n{'this run':26}{100 * scores['top-1']:10.1f}{100 * scores['top-5']:10.1f}\n"
             f"{'chance':26}{100 * chance['top-1']:10.1f}{100 * chance['top-5']:10.1f}\n"
             f"{'always the largest class':26}{100 * chance['most frequent']:10.1f}")
 
@@ -256,6 +259,8 @@ def write_classes(scores: dict, classes: list[str], path: Path) -> str:
     rows = zip(scores[names[0]], classes, scores["samples"], strict=True)
     ranked = sorted(row for row in rows if row[0] is not None)
     say = lambda rows: ", ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
+    if len(ranked) <= 10:
+        return f"{names[0]} by class: {say(ranked[::-1])}"
     return f"lowest {names[0]}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
 
 
@@ -304,7 +309,7 @@ def flags() -> argparse.ArgumentParser:
     def command(name: str, text: str, *positional: tuple[str, str]) -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
         for what, meaning in positional:
-            c.add_argument(what, help=meaning)
+            c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning)
         c.add_argument("--windows", type=int, default=4, help="in time, spread over a file (default 4)")
         c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
         c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
@@ -348,14 +353,13 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes()
     try:
         if args.command in ("classify", "retrieve"):
-            args.out = args.out or (Path(args.run).parent if args.run.endswith(".safetensors") else Path(args.run))
+            args.out = args.out or (args.run.parent if args.run.suffix == ".safetensors" else args.run)
             (classify_command if args.command == "classify" else retrieve_command)(args, processes)
         else:
             with mendable():
                 how = (args.batch, args.workers, args.precision, processes)
                 if args.command == "embed":
-                    source, out = Path(args.source), Path(args.out)
-                    embed.embed(args.run, source, out, args.kind, args.space, args.seconds, args.windows, *how)
+                    embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows, *how)
                 else:
                     embed.search(args.run, args.words, args.source, args.out, args.top, *how)
     except KeyboardInterrupt:

@@ -79,7 +79,7 @@ def confusion(counts: list[list[int]], classes: list[str], path: Path) -> str:
     return str(path)
 
 
-def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, path: Path, frames: int = 4) -> str:
+def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, path: Path, frames: int = 6) -> str:
     """Draws moments (film, start, end in seconds, what is written above it), a row of frames each; -> its path, or what to
     install"""
     if not (plt := pyplot()):
@@ -89,14 +89,14 @@ def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, pat
     rows = []
     for film, start, end, text in moments:
         with Media(film) as media:
-            height = round(240 * media.height / media.width)
-            rows.append((text, media.video(start, frames, frames / (end - start), size=(min(max(height, 8), 480), 240))))
-    heights = [x.shape[1] / 100 for _, x in rows]
-    figure, axes = plt.subplots(len(rows), frames, figsize=(2.4 * frames, 0.5 + sum(heights) + 0.3 * len(rows)), squeeze=False,
-                                height_ratios=heights, layout="constrained")
-    for line, (text, pictures) in zip(axes, rows, strict=True):
-        line[0].set_title(text, loc="left", fontsize=9)
-        for axis, picture in zip(line, pictures, strict=True):
+            height = min(max(8, round(180 * media.height / media.width)), 360)
+            rows.append((text, media.video(start, frames, frames / (end - start), size=(height, 180))))
+    heights = [0.35 + pictures.shape[1] / 100 for _, pictures in rows]
+    figure = plt.figure(figsize=(1.85 * frames, 0.5 + sum(heights)), layout="constrained")
+    lines = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)
+    for line, (text, pictures) in zip(lines[:, 0], rows, strict=True):
+        line.suptitle(text, x=0.01, ha="left", fontsize=9)
+        for axis, picture in zip(line.subplots(1, frames), pictures, strict=True):
             axis.imshow(picture)
             axis.axis("off")
     figure.suptitle(title)

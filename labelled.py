@@ -43,7 +43,7 @@ class Item(NamedTuple):
 class Labelled(NamedTuple):
     """A data set: with `classes`, targets are their numbers; without, they are captions. `missing`: listed, but not there."""
 
-    name: str
+    name: str                                           # ucf101, .. of the official ones, else that of the folder or csv
     kind: str                                           # what most files are: "video", "audio" or "image"
     classes: list[str]
     multi: bool                                         # whether a target is several classes

@@ -253,7 +253,10 @@ def load(run: str | Path) -> "Trained":
     folder = run.parent if run.suffix == ".safetensors" else run
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no run: it has no config.json (python pretrain.py makes runs/demo)")
-    model = Trained(Config.from_json(Run(folder).read_config()["model"]))
+    config = Run(folder).read_config()["model"]
+    if "classes" in config:
+        raise ValueError(f"{folder} is fine-tuned for classes and has no common space: name the run that it started from")
+    model = Trained(Config.from_json(config))
     load_weights(model, weights(run), str(run))
     model.vocabulary = tokenize.Vocabulary.load(folder / "vocabulary.txt")
     return model.eval()

@@ -6,6 +6,7 @@
 To test, x is (B, V, ...): V = windows x crops views of a video, windows of a sound, crops of an image.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -42,12 +43,15 @@ class Recipe(NamedTuple):
         return round(self.frames / self.fps * self.rate)
 
 
-class Labelled(Dataset):
+reader = functools.cache(Reader)  # what is decoded to train on is not decoded again to test on
+
+
+class Views(Dataset):
     """What both kinds of views share: files with labels.  items: (path, start, end, target), see downstream.py"""
 
     def __init__(self, items: list, classes: int, recipe: Recipe):
         self.items, self.classes, self.recipe = items, classes, recipe
-        self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
+        self.reader = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -71,7 +75,7 @@ class Labelled(Dataset):
         return media.audio(start, self.recipe.samples, self.recipe.rate)
 
 
-class Training(Labelled):
+class Training(Views):
     """Item (step, slot) -> (a random view of a file, what failed on the way to it): a pure function of seed, step, slot."""
 
     def __init__(self, items: list, classes: int, recipe: Recipe, batch: int, seed: int = 0):
@@ -96,7 +100,7 @@ class Training(Labelled):
                     path=str(item.path))
 
 
-class Testing(Labelled):
+class Testing(Views):
     """Item i -> (all views of file i, []), or (None, why it could not be read)."""
 
     def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:

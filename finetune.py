@@ -1,0 +1,443 @@
+"""Tasks with labels (Sections 4.2.1 to 4.2.3, A.2.5, A.3, A.4): `python finetune.py` goes on from the demo.
+
+    video, audio, image    the whole backbone is trained, from a pre-trained run or from scratch
+    linear                 the backbone is frozen: a low-rank classifier or an SVM on its features
+
+`--init RUN` starts from a run of pretrain.py, `--scratch` takes that run's model with random weights.
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import data
+import demo
+import downstream
+import evaluate
+import linear
+import loop
+import losses
+import vatt
+import views
+from classifier import Classifier, pretrained_config, start_from
+from sampling import generator, key
+from subtitles import printable
+from training import SGD, Processes, Run, fail, half_cosine, mendable, write_text
+
+# Official: classifier dropout and clipping of gradients; for the images also the warm-up (the paper is silent).
+PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=(0.08, 1.0), flip=0.5,
+             colour=(32 / 255, 0.4, 0.4, 0.2), windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
+RECIPES = {
+    # Section A.2.5.
+    "video": {**PAPER, "steps": 100_000, "warmup": 2500, "batch": 64, "lr": 0.005, "smoothing": 0.1, "classifier_dropout": 0.5,
+              "crops": 3, "frames": 32, "fps": 12.5, "size": 320},
+    # Paper: a learning rate of 0.2 (A.3, in its published form; official: 0.005, that of video).
+    "audio": {**PAPER, "steps": 50_000, "warmup": 5000, "batch": 1024, "lr": 0.2, "mixup": 5.0, "balance": True,
+              "classifier_dropout": 0.0, "frames": 64, "fps": 10.0, "rate": 24_000},
+    # Section A.3.1.
+    "image": {**PAPER, "epochs": 50.0, "warmup": 2500, "batch": 512, "lr": 0.08, "smoothing": 0.1, "classifier_dropout": 0.5,
+              "size": 384},
+    # Section A.3.2.
+    "linear": {**PAPER, "steps": 50_000, "warmup": 0, "batch": 64, "lr": 5e-4, "classifier_dropout": 0.0, "components": 128,
+               "sampled": 13, "l2": 0.1, "svm_c": 1e-3},
+}
+# What the demo's model learns in a minute, from views as large and as long as those of its pre-training.
+SMALL = dict(warmup=20, batch=32, clip=0.75, mixup=0.0, area=(0.6, 1.0), colour=(32 / 255, 0.0, 0.0, 0.0), windows=2, crops=1,
+             workers=0, cache=1.0, save_every=100, eval_every=100, smoothing=0.1)
+DEMO_RECIPES = {
+    "video": {**RECIPES["video"], **SMALL, "steps": 300, "lr": 0.05},
+    "audio": {**RECIPES["audio"], **SMALL, "steps": 300, "lr": 0.05},
+    "image": {**RECIPES["image"], **SMALL, "epochs": None, "steps": 300, "lr": 0.05},
+    "linear": {**RECIPES["linear"], **SMALL, "steps": 2000, "batch": 64, "warmup": 0, "eval_every": 2000, "save_every": 1000},
+}
+# The demo's classes and how many labelled clips of each it trains on: few, as labels are, and the same for both arms.
+DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("+")), 4)}
+
+
+def flags() -> argparse.ArgumentParser:
+    """The command line; None stands for the value of the task's recipe"""
+    p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them",
+                                description="Train VATT for a task with labels. Without flags: goes on from runs/demo.")
+    g = p.add_argument_group("task")
+    g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
+    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(downstream.KINDS)}, csv; found out "
+                   "where not given")
+    g.add_argument("--split", "--fold", dest="part", type=part, default=1, metavar="N", help="of the official ones, or all: "
+                   "each, and the mean (default: 1)")
+    g.add_argument("--modality", choices=("video", "audio", "image"), help="of a linear task (default: what the files are)")
+    g.add_argument("--classifier", choices=("low-rank", "svm"), default="low-rank", help="of a linear task")
+    g = p.add_argument_group("model (defaults: those of --init, else of --preset)")
+    g.add_argument("--init", metavar="RUN", help="start from the weights of this run; positions are resized")
+    g.add_argument("--scratch", action="store_true", help="start from random weights, of the model of --init where given")
+    g.add_argument("--preset", choices=vatt.PRESETS, help="sizes of a model from scratch; demo: also shorter recipes")
+    g.add_argument("--frames", type=int, help="of a view; a view of sound is as long as so many frames")
+    g.add_argument("--fps", type=float, help="frames per second")
+    g.add_argument("--size", type=int, help="height and width of a frame, pixels")
+    g.add_argument("--rate", type=int, help="of the sound, Hz")
+    g.add_argument("--patch", type=int, nargs=3, metavar=("T", "H", "W"), help="frames, rows and columns of a video patch")
+    g.add_argument("--audio-input", choices=("waveform", "spectrogram"), help="Table 10")
+    g.add_argument("--dropout", type=float, help="in the Transformer")
+    g.add_argument("--classifier-dropout", type=float, metavar="SHARE", help="of what the classifier sees")
+    g = p.add_argument_group("optimisation (defaults: the task's recipe)")
+    g.add_argument("--steps", type=int, help="batches in all")
+    g.add_argument("--epochs", type=float, help="in place of --steps: passes through the files")
+    g.add_argument("--batch", type=int, help="clips in a batch, over all processes")
+    g.add_argument("--lr", type=float, help="learning rate after the warm-up: of SGD, half a cosine down to 0; linear: of Adam")
+    g.add_argument("--warmup", type=int, help="steps")
+    g.add_argument("--clip", type=float, metavar="NORM", help="largest gradient of the backbone; 0: any")
+    g.add_argument("--drop", type=float, metavar="SHARE", help="DropToken's share (Table 6)")
+    g.add_argument("--smoothing", type=float, help="of labels")
+    g.add_argument("--mixup", type=float, metavar="A", help="mix clips and labels, with shares from Beta(A, A); 0: none")
+    g.add_argument("--balance", action=argparse.BooleanOptionalAction, help="several labels a clip: rare ones weigh more")
+    g.add_argument("--area", type=float, nargs=2, metavar=("MIN", "MAX"), help="of a crop, as a fraction of the frame")
+    g.add_argument("--flip", type=float, metavar="SHARE", help="of the clips that are mirrored")
+    g.add_argument("--colour", type=float, nargs=4, metavar=("B", "S", "C", "H"),
+                   help="largest change of brightness, saturation, contrast, hue")
+    g.add_argument("--components", type=int, help="n of the low-rank classifier U V")
+    g.add_argument("--sampled", type=int, help="of them a step")
+    g.add_argument("--l2", type=float, help="penalty on V")
+    g.add_argument("--svm-c", type=float, metavar="C", help="of the SVM")
+    g = p.add_argument_group("test")
+    g.add_argument("--windows", type=int, help="views of a file in time")
+    g.add_argument("--crops", type=int, help="and in space, for each of them")
+    loop.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "scores")
+    return p
+
+
+def part(text: str) -> int | str:
+    """A number of a split or fold, or "all" """
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no split or fold: write a number or all")
+    return text if text == "all" else int(text)
+
+
+def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace:
+    """The flags, filled up from the task's recipe and the model, and checked; exit code 2 and one line where one cannot be"""
+    p = flags()
+    args = p.parse_args(argv)
+    if not args.task:
+        given = [name for name in vars(args) if getattr(args, name) != p.get_default(name) and name not in ("out", "seed")]
+        if given:
+            p.error(f"--{given[0].replace('_', '-')} needs --task, one of {', '.join(RECIPES)}; without flags it is the demo")
+        return args
+    if not args.data:
+        p.error(f"--task {args.task} needs --data, a folder or csv of labelled files")
+    if args.task == "linear" and not args.init:
+        p.error("--task linear needs --init, the run whose backbone is frozen")
+    with mendable():
+        config = pretrained_config(Path(args.init)) if args.init else vatt.PRESETS[args.preset or "demo"]
+    if args.preset is None:
+        args.preset = Run(folder_of(args.init)).read_config()["settings"].get("preset", "demo") if args.init else "demo"
+    recipe = dict((DEMO_RECIPES if args.preset == "demo" else RECIPES)[args.task])
+    if args.preset == "demo":
+        for name in ("frames", "fps", "size", "rate"):
+            recipe.pop(name, None)
+    elif args.task == "linear" and args.modality != "audio":
+        recipe["fps"] = 12.5  # Section A.2.1: a stride of 2 at 25 fps
+    if args.task == "image":
+        args.frames = config.patch[0]
+    if args.steps is not None:
+        recipe["epochs"] = None
+        if args.warmup is None:
+            args.warmup = min(recipe["warmup"], args.steps // 10)
+    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, vars(config))
+    if args.epochs is not None:
+        args.steps = 1  # known when the files are counted
+    args.out = args.out or Path("runs") / args.task
+    positive = ("fps", "lr") + (("epochs",) if args.epochs is not None else ())
+    loop.check(p, args, processes, {"batch": 1, "windows": 1, "crops": 1, "clip": 0, "mixup": 0}, positive)
+    for name in ("drop", "smoothing", "classifier_dropout", "flip"):
+        if not 0 <= getattr(args, name) < 1 and not (name == "flip" and args.flip == 1):
+            p.error(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(args, name)}")
+    if not 0 < args.area[0] <= args.area[1] <= 1:
+        p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
+    if min(args.patch) < 1 or min(args.colour) < 0:
+        p.error("--patch needs three sizes of at least 1, --colour four numbers of at least 0")
+    if args.mixup and args.batch // processes.world % 2:
+        p.error(f"--mixup mixes neighbours: --batch {args.batch} must divide by {2 * processes.world}")
+    if args.task == "linear" and not 1 <= args.sampled <= args.components:
+        p.error(f"--sampled must be from 1 to --components {args.components}, not {args.sampled}")
+    if args.task == "linear" and (args.l2 < 0 or args.svm_c <= 0):
+        p.error("--l2 must be at least 0, --svm-c above 0")
+    return args
+
+
+def folder_of(run: str) -> Path:
+    """The folder of a run, which may be named by its file of weights"""
+    return Path(run).parent if run.endswith(".safetensors") else Path(run)
+
+
+# --------------------------------------------------------------------------------------------------------------- one run
+
+
+def listed(args: argparse.Namespace, processes: Processes) -> downstream.Labelled:
+    """The labelled files, listed by the first process; ValueError where there is nothing to train or to test on"""
+    found = None
+    if processes.first:
+        problems: list[str] = []
+        found = downstream.load(args.data, problems, args.part)
+        for line in problems[:10]:
+            print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+        if found.missing:
+            print(f"warning: {len(found.missing)} of {sum(found.listed)} listed files are missing, first "
+                  f"{printable(found.missing[0])}", file=sys.stderr, flush=True)
+    found = processes.collect(found)[0]
+    kind = found.kind if args.task == "linear" and not args.modality else args.modality or args.task
+    if not found.classes:
+        raise ValueError(f"--data {args.data} has captions, not classes: name data with labels")
+    if not found.train or not found.test:
+        raise ValueError(f"--data {args.data}: found {len(found.train)} files to train on and {len(found.test)} to test on, of "
+                         f"{found.listed[0]} and {found.listed[1]} listed: it needs both")
+    if found.kind not in {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}[kind]:
+        raise ValueError(f"--task {args.task} is one of {kind}, and --data {args.data} holds {found.kind}: see --task, --modality")
+    return found._replace(kind=kind)
+
+
+def train(args: argparse.Namespace, processes: Processes) -> dict:
+    """One run, from the flags to its scores"""
+    rank, world, device = processes.rank, processes.world, processes.device
+    with mendable():
+        scratch = tempfile.TemporaryDirectory()
+        run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
+        if args.epochs is None and processes.first:  # else with the number of steps, below
+            run.begin(loop.plain(args), loop.MAY_DIFFER)
+        found = listed(args, processes)
+        if args.epochs is not None:
+            args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
+            if processes.first:
+                run.begin(loop.plain(args), loop.MAY_DIFFER)
+        if run.results():
+            processes.print(f"{args.out} is finished; another --out makes another run\n{table(run.results()[args.task], found)}")
+            return run.results()[args.task]
+        kind, classes = found.kind, len(found.classes)
+        recipe = views.Recipe(kind, args.frames, args.fps, args.size, args.rate, args.windows, args.crops, tuple(args.area),
+                              tuple(args.colour), args.flip, args.mixup, args.cache)
+        torch.manual_seed(args.seed)
+        config = pretrained_config(Path(args.init)) if args.init else vatt.PRESETS[args.preset]
+        config = dataclasses.replace(config, patch=tuple(args.patch), **{name: getattr(args, name) for name in (
+            "frames", "fps", "size", "audio_input", "rate", "dropout")})
+        head = "low-rank" if args.task == "linear" and args.classifier == "low-rank" else "linear"
+        model = Classifier(config, kind, found.classes, found.multi, head, args.classifier_dropout, args.components or 128)
+        model.precision = args.precision
+        state = run.newest()
+        if args.init and not args.scratch and not state:
+            start_from(model, Path(args.init))
+        loop.place(model, args, device)
+        fit = (frozen if args.task == "linear" else fine_tune)(args, run, processes, found, recipe, model, state)
+
+    processes.print(f"{args.task} {args.data}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+                    f"{'pre-trained' if args.init and not args.scratch else 'random'} at first, {args.precision} on {world} x "
+                    f"{device.type}; {len(found.train)} clips to train on, {len(found.test)} to test on, {classes} classes; "
+                    f"{args.out}")
+    name = "mAP" if found.multi else "top-1"
+    best = max((row["held_out"][name] for row in run.rows() if "held_out" in row), default=-1.0)
+
+    def held_out(step):
+        nonlocal best
+        scores = evaluate.classify(fit.tested, fit.loader(), processes)
+        if scores[name] > best:
+            best = scores[name]
+            if processes.first:
+                run.save_best(step, model.state_dict())
+        return {**scores, "best": best}
+
+    if fit.steps and not loop.train(args, run, processes, model=model, summary=lambda row: summary(row, name), **fit.steps,
+                                    held_out=lambda step: {name: held_out(step)[name]}):
+        return {}
+    scores = held_out(args.steps)
+    if processes.first:
+        run.add_results({args.task: scores})
+        more = vatt.share(model, args.out)
+        print(table(scores, found) + f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}\n", flush=True)
+        if fit.bad.names:
+            print(fit.bad)
+    return scores
+
+
+class Fit(NamedTuple):
+    """How a model is trained and tested: what `evaluate.classify` and `loop.train` are given (nothing: there are no steps)."""
+
+    tested: torch.nn.Module
+    loader: Callable
+    bad: data.Bad
+    steps: dict
+
+
+def fine_tune(args, run, processes, found, recipe, model, state) -> Fit:
+    """The whole model by SGD on random views (Sections A.2.5, A.3)"""
+    rank, world, device = processes.rank, processes.world, processes.device
+    classes = len(found.classes)
+    test = views.Testing(found.test, classes, recipe)
+    loader = lambda: views.test_loader(test, max(1, args.batch // world), rank, world, args.workers)
+    net = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
+    optimizer = SGD(model.parameters(), args.lr)
+    first, bad = loop.resume(run, args, processes, model, optimizer, state, model.describe())
+    training = views.Training(found.train, classes, recipe, args.batch, args.seed)
+    batches = data.train_loader(training, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
+
+    def gradients(batch: dict, step: int) -> dict[str, torch.Tensor]:
+        x, y = views.inputs(batch["x"], batch["flip"], batch["colour"]), batch["y"].to(model.dtype)
+        if args.mixup:
+            x, y = losses.mixup(x, y, batch["mix"])
+        weight = losses.balance(y, processes.add(y.sum(0))) if args.balance and found.multi else torch.ones_like(y[:, 0])
+        total = torch.zeros((), dtype=model.dtype, device=device)
+        for start in range(0, len(x), args.chunk or len(x)):
+            part = slice(start, start + (args.chunk or len(x)))
+            torch.manual_seed(key(args.seed, step, rank, start))  # dropout has no generator of its own
+            # Gradients are averaged over processes once, after all chunks.
+            with net.no_sync() if world > 1 and part.stop < len(x) else contextlib.nullcontext():
+                logits = net(x[part], args.drop, batch["key"][part])
+                if found.multi:
+                    each = losses.multi_label(logits, y[part], weight[part])
+                else:
+                    each = losses.cross_entropy(logits, losses.smooth(y[part], args.smoothing))
+                loss = each.sum() / len(x)
+                loss.backward()
+            total += loss.detach()
+        return {"loss": processes.add(total) / world}
+
+    def update():
+        if args.clip:
+            # Official: only the backbone's gradients are clipped (the paper is silent).
+            # Ours: after their mean over processes (official: those of each process).
+            torch.nn.utils.clip_grad_norm_(model.backbone.parameters(), args.clip)
+        optimizer.step()
+
+    return Fit(model, loader, bad, dict(
+        batches=data.ahead(batches, device), first=first, bad=bad, optimizer=optimizer, gradients=gradients, update=update,
+        rate=lambda step: half_cosine(step, args.steps, args.lr, args.warmup)))
+
+
+def frozen(args, run, processes, found, recipe, model, state) -> Fit:
+    """A classifier on features that are computed once (Sections A.3.2, A.4)"""
+    model.backbone.requires_grad_(False)
+    get = lambda items, recipe, name: linear.features(
+        model, views.Testing(items, len(found.classes), recipe), args.batch, args.workers, processes, run.out / name)
+    # Official: one central view of a clip to train on (the paper is silent).
+    train = get(found.train, recipe._replace(windows=1, crops=1), "features-train.npz")
+    test = get(found.test, recipe, "features-test.npz")
+    tested, bad = linear.OnFeatures(model), data.Bad(args.max_bad)
+    bad.add(len(train.z), train.failed)
+    if bad.too_many:
+        raise ValueError(f"{bad}, more than --max-bad {args.max_bad} of them: " + printable(str(train.failed[:10])))
+    loader = lambda: tested.loader(test, processes)
+    if args.classifier == "svm":
+        linear.fit_svm(model, train, args.svm_c, args.seed)
+        if processes.first:
+            run.describe(loop.plain(args), model.describe())
+            run.save(args.steps, {"model": model.state_dict()})
+        return Fit(tested, loader, bad, {})
+    # Official: eps 1e-7 (the paper names Adam and its learning rate).
+    optimizer = torch.optim.Adam(model.classifier.parameters(), args.lr, eps=1e-7)
+    first, _ = loop.resume(run, args, processes, model, optimizer, state, model.describe())
+    return Fit(tested, loader, bad, dict(
+        batches=linear.batches(train, args.batch, args.seed, first, args.steps, processes.device), first=first,
+        bad=data.Bad(1.0), optimizer=optimizer, gradients=linear.low_rank_step(model, args.sampled, args.l2, args.seed),
+        update=optimizer.step, rate=lambda _step: args.lr))
+
+
+def summary(row: dict, name: str) -> str:
+    """One line: the loss, and the score where there is one"""
+    held = f" | held-out {name} {100 * row['held_out'][name]:.1f}% |" if "held_out" in row else ""
+    return f"loss {'nan' if row['loss'] is None else round(row['loss'], 3)}" + held
+
+
+def table(scores: dict, found: downstream.Labelled) -> str:
+    """Scores in percent beside chance"""
+    percent = lambda names, of: ", ".join(f"{k} {of[k] if 'prime' in k or k[:1] == 'd' else 100 * of[k]:.1f}" for k in names)
+    names = ["mAP", "AUC", "d'", "d' of AUC"] if found.multi else ["top-1", "top-5"]
+    line = f"{percent(names, scores)} of N = {scores['N']} (chance {percent(names[:2], scores['chance'])})"
+    if scores["unreadable"]:
+        path, reason = scores["unreadable"][0]
+        line += f"; {len(scores['unreadable'])} could not be read and are not among them, first {printable(path)}: {reason}"
+    return line
+
+
+# ------------------------------------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The demo, one run, or one for each official split or fold and their mean"""
+    processes = Processes()
+    args = settings(argv, processes)
+    if not args.task:
+        run_demo(args, processes)
+    elif args.part != "all":
+        train(args, processes)
+    else:
+        with mendable():
+            parts = range(1, downstream.parts(args.data) + 1)
+        scores = [train(argparse.Namespace(**{**vars(args), "part": n, "out": args.out / f"part-{n}"}), processes) for n in parts]
+        name = "mAP" if "mAP" in scores[0] else "top-1"
+        each = [one[name] for one in scores if name in one]
+        if processes.first and each:
+            Run(args.out).add_results({args.task: {name: sum(each) / len(each), "parts": each, "chance": scores[0]["chance"]}})
+            print(f"{name} of each part: {', '.join(f'{100 * x:.1f}' for x in each)}; their mean {100 * sum(each) / len(each):.1f}")
+    processes.end()
+
+
+def run_demo(args: argparse.Namespace, processes: Processes) -> None:
+    """Linear classifiers and fine-tuning, each pre-trained beside not, of what is seen and of what is heard in the demo"""
+    source, root = Path("runs/demo"), Path("demo-data")
+    out = args.out or Path("runs/demo-finetune")
+    if not (source / "results.json").is_file() or not (root / "labels.csv").is_file():
+        fail(2, f"there is no finished {source} with its {root}: python pretrain.py makes them")
+    results = {}
+    for task in ("linear", "finetune"):
+        for kind, (names, each) in DEMO.items():
+            path = out / f"{kind}.csv"
+            if processes.first:
+                out.mkdir(parents=True, exist_ok=True)
+                write_demo(path, root, names, each, args.seed)
+            processes.wait()
+            other, scores = "random" if task == "linear" else "scratch", {}
+            for arm in ("pretrained", other):
+                argv = ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
+                argv += ["--data", f"csv={path}", "--init", str(source), "--seed", str(args.seed)]
+                argv += ["--out", str(out / f"{task}-{kind}-{arm}")] + ["--scratch"] * (arm != "pretrained")
+                scores[arm] = train(settings(argv, processes), processes)
+            results[f"{task}_{kind}"] = {arm: s["top-1"] for arm, s in scores.items()} | {
+                "chance": scores[other]["chance"]["top-1"], "N": scores[other]["N"]}
+    if not processes.first:
+        return
+    Run(out).add_results(results)
+    print(f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'not':>8}{'chance':>8}{'N':>6}")
+    for name, s in results.items():
+        not_trained = s["random" if "random" in s else "scratch"]
+        print(f"{name.replace('_', ' '):34}{100 * s['pretrained']:12.1f}{100 * not_trained:8.1f}{100 * s['chance']:8.1f}"
+              f"{s['N']:6}")
+    for kind, (names, each) in DEMO.items():
+        print(f"{kind}: {' x '.join(names)}, {each} labelled clips of each combination at most, the same for both")
+    print(f"not: a random network's features, or training from scratch\n\n{out}: results.json, a folder a run")
+
+
+def write_demo(path: Path, root: Path, names: tuple[str, ...], each: int, seed: int) -> None:
+    """The demo's events as a csv of labels: all held-out ones, and `each` to train on of each combination of `names`"""
+    rows = demo.labels(root)
+    order = generator(seed).permutation(len(rows))
+    taken: dict[str, int] = {}
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["path", "label", "start", "end", "split"])
+        for row in (rows[i] for i in order):
+            label = ", ".join(row[name] for name in names)
+            if row["split"] == "train":
+                taken[label] = taken.get(label, 0) + 1
+                if taken[label] > each:
+                    continue
+            lines.writerow([os.path.relpath(root / row["path"], path.parent), label, row["start"], row["end"], row["split"]])
+
+
+if __name__ == "__main__":
+    main()
