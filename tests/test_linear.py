@@ -1,4 +1,4 @@
-"""A classifier on a frozen backbone (linear.py): features once, what is trained and what is not, the SVM against scikit-learn."""
+"""A classifier on a frozen backbone (linear.py): features once, what is trained and what is not, the SVM of scikit-learn."""
 
 import math
 
