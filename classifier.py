@@ -76,13 +76,13 @@ class Classifier(nn.Module):
                 "head": self.head, "components": self.components}
 
 
-def pretrained_config(run: Path) -> vatt.Config:
-    """The model of a run of pretrain.py or finetune.py; ValueError where it is none"""
+def pretrained(run: Path) -> tuple[vatt.Config, str]:
+    """The model of a run of pretrain.py or finetune.py, and the preset of its flags; ValueError where it is none"""
     folder = run.parent if run.suffix == ".safetensors" else run
     if not (folder / "config.json").is_file():
         raise ValueError(f"--init {run} is no run: it has no config.json (python pretrain.py makes runs/demo)")
-    model = Run(folder).read_config()["model"]
-    return vatt.Config.from_json(model.get("config", model))
+    saved = Run(folder).read_config()
+    return vatt.Config.from_json(saved["model"].get("config", saved["model"])), saved["settings"].get("preset") or "demo"
 
 
 def start_from(model: Classifier, run: Path) -> None:

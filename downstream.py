@@ -227,7 +227,7 @@ def esc50(files: Files, part: int) -> Labelled:
         if row["fold"] not in ("1", "2", "3", "4", "5") or not row["target"].isdecimal():
             raise ValueError(f"{path}:{at}: fold {row['fold']!r} is not 1 to 5, or target {row['target']!r} no number")
         if names.setdefault(int(row["target"]), row["category"]) != row["category"]:
-            raise ValueError(f"{path}:{at}: {row['category']} has the target of {names[int(row['target'])]}: get the list again")
+            raise ValueError(f"{path}:{at}: {row['category']} has the target of {names[int(row['target'])]}: get it again")
     targets = sorted(names)
     for _, row in listed:
         sides[int(row["fold"]) == part].append((row["filename"], sounds.get(stem(row["filename"])), 0.0, math.inf,

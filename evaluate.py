@@ -131,7 +131,8 @@ def classify_command(args, processes: Processes) -> None:
         model = classifier.load(args.run).to(processes.device)
         model.precision = args.precision
         saved = Run(args.run).read_config()["settings"]
-        part = args.part or saved.get("part") or 1
+        trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
+        part = args.part or trained
         data = source(args.data, part, args.out, processes)
         if not data.classes:
             raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
@@ -141,8 +142,8 @@ def classify_command(args, processes: Processes) -> None:
             raise ValueError(f"{args.data} has {'several classes' if data.multi else 'one class'} a file, and {args.run} was "
                              f"trained on data with {'several' if model.multi else 'one'}")
         items, c = renumbered(data, model.classes, args), model.config
-        crops = args.crops or (3 if model.kind == "video" and model.head == "linear" else 1)
-        recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, args.windows, crops)
+        windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
+        recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops)
         dataset = views.Testing(items, len(model.classes), recipe)
     scores = classify(model, views.test_loader(dataset, args.batch, processes.rank, processes.world, args.workers), processes,
                       per_class=True)
@@ -150,9 +151,9 @@ def classify_command(args, processes: Processes) -> None:
         return
     if not scores["N"]:
         fail(3, f"none of the {len(items)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
-    if saved.get("data") == args.data and part != (saved.get("part") or 1):
-        print(f"warning: {args.run} was trained on part {saved.get('part') or 1}, so that some of these files trained it")
-    windows = f"{args.windows} windows of {c.frames / c.fps:g} s"
+    if saved.get("data") == args.data and part != trained:
+        print(f"warning: {args.run} was trained on part {trained}, so that some of these files trained it", file=sys.stderr)
+    windows = f"{windows} windows of {c.frames / c.fps:g} s"
     squares = f"{crops} crops of {c.size} pixels"
     seen = {"video": f"{windows} x {squares}", "audio": windows, "image": squares}[model.kind]
     print(f"{seen} a file, {'probabilities' if model.head == 'low-rank' else 'logits'} averaged; N = {scores['N']} "
@@ -173,7 +174,7 @@ def retrieve_command(args, processes: Processes) -> None:
         data = source(args.data, 1, args.out, processes)
         if data.classes:
             raise ValueError(f"{args.data} has classes, not captions: python evaluate.py classify takes it")
-        recipe = embed.recipe(model.config, "video", args.windows, args.fps or OFFICIAL_FPS.get(data.name))
+        recipe = embed.recipe(model.config, "video", args.windows or 4, args.fps or OFFICIAL_FPS.get(data.name))
     items = data.test[processes.rank :: processes.world]
     rows, failed = [torch.zeros(0, model.config.d_vt)], []
     for part, bad in embed.vectors(model, items, recipe, "vt", args.batch, args.workers, args.precision):
@@ -243,9 +244,9 @@ def class_table(scores: dict) -> str:
             lines.append(f"{len(scores['left_out'])} classes have no positive or no negative file here and are in no mean")
         return "\n".join(lines)
     chance = scores["chance"]
-    return (f"{'':26}{'top-1, %':>10}{'top-5, %':>10}\n{'this run':26}{100 * scores['top-1']:10.1f}{100 * scores['top-5']:10.1f}\n"
-            f"{'chance':26}{100 * chance['top-1']:10.1f}{100 * chance['top-5']:10.1f}\n"
-            f"{'always the largest class':26}{100 * chance['most frequent']:10.1f}")
+    row = lambda name, s: f"{name:26}{100 * s['top-1']:10.1f}{100 * s['top-5']:10.1f}\n"
+    return (f"{'':26}{'top-1, %':>10}{'top-5, %':>10}\n" + row("this run", scores) + row("chance", chance)
+            + f"{'always the largest class':26}{100 * chance['most frequent']:10.1f}")
 
 
 def write_classes(scores: dict, classes: list[str], path: Path) -> str:
@@ -310,7 +311,7 @@ def flags() -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
         for what, meaning in positional:
             c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning)
-        c.add_argument("--windows", type=int, default=4, help="in time, spread over a file (default 4)")
+        c.add_argument("--windows", type=int, help="in time, spread over a file (default: the run's of a classifier, else 4)")
         c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
         c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
         c.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the Transformers")
@@ -318,8 +319,7 @@ def flags() -> argparse.ArgumentParser:
 
     run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see downstream.py")
     c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run, data)
-    c.add_argument("--crops", type=int,
-                   help="in space, along the longer side (default 3 of films for a fine-tuned run, else 1)")
+    c.add_argument("--crops", type=int, help="in space, along the longer side (default: the run's own)")
     c.add_argument("--split", "--fold", dest="part", type=int, metavar="N", help="official one (default: the run's own)")
     c.add_argument("--out", type=Path, help="folder for tables and pictures (default: the run)")
     c = command("retrieve", "zero-shot retrieval of films by their captions: R@1, R@5, R@10, median rank", run, data)
@@ -359,7 +359,7 @@ def main(argv: list[str] | None = None) -> None:
             with mendable():
                 how = (args.batch, args.workers, args.precision, processes)
                 if args.command == "embed":
-                    embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows, *how)
+                    embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows or 4, *how)
                 else:
                     embed.search(args.run, args.words, args.source, args.out, args.top, *how)
     except KeyboardInterrupt:

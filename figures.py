@@ -65,8 +65,8 @@ def confusion(counts: list[list[int]], classes: list[str], path: Path) -> str:
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     picture = axis.imshow(share, cmap="viridis", vmin=0, vmax=1)
     if n <= 150:  # names of more would not be read
-        axis.set_xticks(range(n), classes, rotation=90, fontsize=7)
-        axis.set_yticks(range(n), classes, fontsize=7)
+        axis.set_xticks(range(n), classes, rotation=90, fontsize=7, parse_math=False)
+        axis.set_yticks(range(n), classes, fontsize=7, parse_math=False)
     if n <= 20:
         for i, row in enumerate(counts):
             for j, x in enumerate(row):
@@ -95,11 +95,11 @@ def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, pat
     figure = plt.figure(figsize=(1.85 * frames, 0.5 + sum(heights)), layout="constrained")
     lines = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)
     for line, (text, pictures) in zip(lines[:, 0], rows, strict=True):
-        line.suptitle(text, x=0.01, ha="left", fontsize=9)
+        line.suptitle(text, x=0.01, ha="left", fontsize=9, parse_math=False)
         for axis, picture in zip(line.subplots(1, frames), pictures, strict=True):
             axis.imshow(picture)
             axis.axis("off")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return str(path)

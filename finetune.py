@@ -14,9 +14,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -30,10 +28,10 @@ import loop
 import losses
 import vatt
 import views
-from classifier import Classifier, pretrained_config, start_from
+from classifier import Classifier, pretrained, start_from
 from sampling import generator, key
 from subtitles import printable
-from training import SGD, Processes, Run, fail, half_cosine, mendable, write_text
+from training import SGD, Processes, Run, fail, half_cosine, mendable
 
 # Official: classifier dropout and clipping of gradients; for the images also the warm-up (the paper is silent).
 PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=(0.08, 1.0), flip=0.5,
@@ -62,7 +60,7 @@ DEMO_RECIPES = {
     "linear": {**RECIPES["linear"], **SMALL, "steps": 2000, "batch": 64, "warmup": 0, "eval_every": 2000, "save_every": 1000},
 }
 # The demo's classes and how many labelled clips of each it trains on: few, as labels are, and the same for both arms.
-DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("+")), 4)}
+DEMO = {"video": (("texture", "rhythm"), 6), "audio": (tuple(demo.HEARD.split("+")), 2)}
 
 
 def flags() -> argparse.ArgumentParser:
@@ -71,8 +69,8 @@ def flags() -> argparse.ArgumentParser:
                                 description="Train VATT for a task with labels. Without flags: goes on from runs/demo.")
     g = p.add_argument_group("task")
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
-    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(downstream.KINDS)}, csv; found out "
-                   "where not given")
+    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(downstream.KINDS)}, csv; "
+                   "found out where not given")
     g.add_argument("--split", "--fold", dest="part", type=part, default=1, metavar="N", help="of the official ones, or all: "
                    "each, and the mean (default: 1)")
     g.add_argument("--modality", choices=("video", "audio", "image"), help="of a linear task (default: what the files are)")
@@ -136,16 +134,15 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     if args.task == "linear" and not args.init:
         p.error("--task linear needs --init, the run whose backbone is frozen")
     with mendable():
-        config = pretrained_config(Path(args.init)) if args.init else vatt.PRESETS[args.preset or "demo"]
-    if args.preset is None:
-        args.preset = Run(folder_of(args.init)).read_config()["settings"].get("preset", "demo") if args.init else "demo"
+        config, preset = pretrained(Path(args.init)) if args.init else (vatt.PRESETS[args.preset or "demo"], "demo")
+    args.preset = args.preset or preset
     recipe = dict((DEMO_RECIPES if args.preset == "demo" else RECIPES)[args.task])
     if args.preset == "demo":
         for name in ("frames", "fps", "size", "rate"):
             recipe.pop(name, None)
     elif args.task == "linear" and args.modality != "audio":
         recipe["fps"] = 12.5  # Section A.2.1: a stride of 2 at 25 fps
-    if args.task == "image":
+    if args.task == "image" or args.modality == "image":
         args.frames = config.patch[0]
     if args.steps is not None:
         recipe["epochs"] = None
@@ -173,11 +170,6 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     return args
 
 
-def folder_of(run: str) -> Path:
-    """The folder of a run, which may be named by its file of weights"""
-    return Path(run).parent if run.endswith(".safetensors") else Path(run)
-
-
 # --------------------------------------------------------------------------------------------------------------- one run
 
 
@@ -200,31 +192,31 @@ def listed(args: argparse.Namespace, processes: Processes) -> downstream.Labelle
         raise ValueError(f"--data {args.data}: found {len(found.train)} files to train on and {len(found.test)} to test on, of "
                          f"{found.listed[0]} and {found.listed[1]} listed: it needs both")
     if found.kind not in {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}[kind]:
-        raise ValueError(f"--task {args.task} is one of {kind}, and --data {args.data} holds {found.kind}: see --task, --modality")
+        raise ValueError(f"--data {args.data} is {found.kind}, and --task {args.task} was to learn from {kind}: name other "
+                         f"data, or another --task or --modality")
     return found._replace(kind=kind)
 
 
 def train(args: argparse.Namespace, processes: Processes) -> dict:
     """One run, from the flags to its scores"""
-    rank, world, device = processes.rank, processes.world, processes.device
+    world, device = processes.world, processes.device
     with mendable():
         scratch = tempfile.TemporaryDirectory()
         run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
-        if args.epochs is None and processes.first:  # else with the number of steps, below
-            run.begin(loop.plain(args), loop.MAY_DIFFER)
         found = listed(args, processes)
         if args.epochs is not None:
             args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
-            if processes.first:
-                run.begin(loop.plain(args), loop.MAY_DIFFER)
-        if run.results():
-            processes.print(f"{args.out} is finished; another --out makes another run\n{table(run.results()[args.task], found)}")
-            return run.results()[args.task]
+        if processes.first:
+            run.begin(loop.plain(args), loop.MAY_DIFFER)
+        if args.task in run.results():
+            scores = run.results()[args.task]
+            processes.print(f"{args.out} is finished; another --out makes another run\n{table(scores, found)}\n")
+            return scores
         kind, classes = found.kind, len(found.classes)
         recipe = views.Recipe(kind, args.frames, args.fps, args.size, args.rate, args.windows, args.crops, tuple(args.area),
                               tuple(args.colour), args.flip, args.mixup, args.cache)
         torch.manual_seed(args.seed)
-        config = pretrained_config(Path(args.init)) if args.init else vatt.PRESETS[args.preset]
+        config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         config = dataclasses.replace(config, patch=tuple(args.patch), **{name: getattr(args, name) for name in (
             "frames", "fps", "size", "audio_input", "rate", "dropout")})
         head = "low-rank" if args.task == "linear" and args.classifier == "low-rank" else "linear"
@@ -234,7 +226,7 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
         if args.init and not args.scratch and not state:
             start_from(model, Path(args.init))
         loop.place(model, args, device)
-        fit = (frozen if args.task == "linear" else fine_tune)(args, run, processes, found, recipe, model, state)
+        fit = (linear.frozen if args.task == "linear" else fine_tune)(args, run, processes, found, recipe, model, state)
 
     processes.print(f"{args.task} {args.data}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
                     f"{'pre-trained' if args.init and not args.scratch else 'random'} at first, {args.precision} on {world} x "
@@ -265,16 +257,7 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
     return scores
 
 
-class Fit(NamedTuple):
-    """How a model is trained and tested: what `evaluate.classify` and `loop.train` are given (nothing: there are no steps)."""
-
-    tested: torch.nn.Module
-    loader: Callable
-    bad: data.Bad
-    steps: dict
-
-
-def fine_tune(args, run, processes, found, recipe, model, state) -> Fit:
+def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
     """The whole model by SGD on random views (Sections A.2.5, A.3)"""
     rank, world, device = processes.rank, processes.world, processes.device
     classes = len(found.classes)
@@ -314,37 +297,9 @@ def fine_tune(args, run, processes, found, recipe, model, state) -> Fit:
             torch.nn.utils.clip_grad_norm_(model.backbone.parameters(), args.clip)
         optimizer.step()
 
-    return Fit(model, loader, bad, dict(
+    return loop.Fit(model, loader, bad, dict(
         batches=data.ahead(batches, device), first=first, bad=bad, optimizer=optimizer, gradients=gradients, update=update,
         rate=lambda step: half_cosine(step, args.steps, args.lr, args.warmup)))
-
-
-def frozen(args, run, processes, found, recipe, model, state) -> Fit:
-    """A classifier on features that are computed once (Sections A.3.2, A.4)"""
-    model.backbone.requires_grad_(False)
-    get = lambda items, recipe, name: linear.features(
-        model, views.Testing(items, len(found.classes), recipe), args.batch, args.workers, processes, run.out / name)
-    # Official: one central view of a clip to train on (the paper is silent).
-    train = get(found.train, recipe._replace(windows=1, crops=1), "features-train.npz")
-    test = get(found.test, recipe, "features-test.npz")
-    tested, bad = linear.OnFeatures(model), data.Bad(args.max_bad)
-    bad.add(len(train.z), train.failed)
-    if bad.too_many:
-        raise ValueError(f"{bad}, more than --max-bad {args.max_bad} of them: " + printable(str(train.failed[:10])))
-    loader = lambda: tested.loader(test, processes)
-    if args.classifier == "svm":
-        linear.fit_svm(model, train, args.svm_c, args.seed)
-        if processes.first:
-            run.describe(loop.plain(args), model.describe())
-            run.save(args.steps, {"model": model.state_dict()})
-        return Fit(tested, loader, bad, {})
-    # Official: eps 1e-7 (the paper names Adam and its learning rate).
-    optimizer = torch.optim.Adam(model.classifier.parameters(), args.lr, eps=1e-7)
-    first, _ = loop.resume(run, args, processes, model, optimizer, state, model.describe())
-    return Fit(tested, loader, bad, dict(
-        batches=linear.batches(train, args.batch, args.seed, first, args.steps, processes.device), first=first,
-        bad=data.Bad(1.0), optimizer=optimizer, gradients=linear.low_rank_step(model, args.sampled, args.l2, args.seed),
-        update=optimizer.step, rate=lambda _step: args.lr))
 
 
 def summary(row: dict, name: str) -> str:
@@ -372,25 +327,25 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes()
     args = settings(argv, processes)
     if not args.task:
-        run_demo(args, processes)
+        run_demo(args.out or Path("runs/demo-finetune"), args.seed, processes)
     elif args.part != "all":
         train(args, processes)
     else:
         with mendable():
             parts = range(1, downstream.parts(args.data) + 1)
-        scores = [train(argparse.Namespace(**{**vars(args), "part": n, "out": args.out / f"part-{n}"}), processes) for n in parts]
-        name = "mAP" if "mAP" in scores[0] else "top-1"
-        each = [one[name] for one in scores if name in one]
-        if processes.first and each:
-            Run(args.out).add_results({args.task: {name: sum(each) / len(each), "parts": each, "chance": scores[0]["chance"]}})
-            print(f"{name} of each part: {', '.join(f'{100 * x:.1f}' for x in each)}; their mean {100 * sum(each) / len(each):.1f}")
+        each = [train(argparse.Namespace(**{**vars(args), "part": n, "out": args.out / f"part-{n}"}), processes) for n in parts]
+        if processes.first and all(each):
+            name = "mAP" if "mAP" in each[0] else "top-1"
+            scores = [one[name] for one in each]
+            mean = sum(scores) / len(scores)
+            Run(args.out).add_results({args.task: {name: mean, "parts": scores, "chance": each[0]["chance"]}})
+            print(f"{name} of each part: {', '.join(f'{100 * x:.1f}' for x in scores)}; their mean {100 * mean:.1f}")
     processes.end()
 
 
-def run_demo(args: argparse.Namespace, processes: Processes) -> None:
+def run_demo(out: Path, seed: int, processes: Processes) -> None:
     """Linear classifiers and fine-tuning, each pre-trained beside not, of what is seen and of what is heard in the demo"""
     source, root = Path("runs/demo"), Path("demo-data")
-    out = args.out or Path("runs/demo-finetune")
     if not (source / "results.json").is_file() or not (root / "labels.csv").is_file():
         fail(2, f"there is no finished {source} with its {root}: python pretrain.py makes them")
     results = {}
@@ -399,27 +354,25 @@ def run_demo(args: argparse.Namespace, processes: Processes) -> None:
             path = out / f"{kind}.csv"
             if processes.first:
                 out.mkdir(parents=True, exist_ok=True)
-                write_demo(path, root, names, each, args.seed)
+                write_demo(path, root, names, each, seed)
             processes.wait()
             other, scores = "random" if task == "linear" else "scratch", {}
             for arm in ("pretrained", other):
                 argv = ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
-                argv += ["--data", f"csv={path}", "--init", str(source), "--seed", str(args.seed)]
+                argv += ["--data", f"csv={path}", "--init", str(source), "--seed", str(seed)]
                 argv += ["--out", str(out / f"{task}-{kind}-{arm}")] + ["--scratch"] * (arm != "pretrained")
                 scores[arm] = train(settings(argv, processes), processes)
-            results[f"{task}_{kind}"] = {arm: s["top-1"] for arm, s in scores.items()} | {
-                "chance": scores[other]["chance"]["top-1"], "N": scores[other]["N"]}
+            results[f"{task}_{kind}"] = {**{arm: s["top-1"] for arm, s in scores.items()},
+                                         "chance": scores[other]["chance"]["top-1"]}
     if not processes.first:
         return
     Run(out).add_results(results)
-    print(f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'not':>8}{'chance':>8}{'N':>6}")
+    print(f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'not':>8}{'chance':>8}")
     for name, s in results.items():
-        not_trained = s["random" if "random" in s else "scratch"]
-        print(f"{name.replace('_', ' '):34}{100 * s['pretrained']:12.1f}{100 * not_trained:8.1f}{100 * s['chance']:8.1f}"
-              f"{s['N']:6}")
+        print(f"{name.replace('_', ' '):34}" + "".join(f"{100 * x:{12 if k == 'pretrained' else 8}.1f}" for k, x in s.items()))
     for kind, (names, each) in DEMO.items():
-        print(f"{kind}: {' x '.join(names)}, {each} labelled clips of each combination at most, the same for both")
-    print(f"not: a random network's features, or training from scratch\n\n{out}: results.json, a folder a run")
+        print(f"{kind}: {' x '.join(names)}, at most {each} labelled clips of each combination, the same for both")
+    print(f"not: features of a random network (linear), training from scratch (finetune)\n{out}: results.json, a folder a run")
 
 
 def write_demo(path: Path, root: Path, names: tuple[str, ...], each: int, seed: int) -> None:

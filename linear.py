@@ -12,11 +12,42 @@ import numpy as np
 import torch
 from torch import nn
 
+import data
+import loop
 import losses
 import views
 from classifier import Classifier
 from sampling import Slots, generator
+from subtitles import printable
 from training import Processes, write_whole
+
+
+def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
+    """A classifier on features that are computed once (Sections A.3.2, A.4)"""
+    model.backbone.requires_grad_(False)
+    get = lambda items, recipe, name: features(
+        model, views.Testing(items, len(found.classes), recipe), args.batch, args.workers, processes, run.out / name)
+    # Official: one central view of a clip to train on (the paper is silent).
+    train = get(found.train, recipe._replace(windows=1, crops=1), "features-train.npz")
+    test = get(found.test, recipe, "features-test.npz")
+    tested, bad = OnFeatures(model), data.Bad(args.max_bad)
+    bad.add(len(train.z), train.failed)
+    if bad.too_many:
+        raise ValueError(f"{bad}, more than --max-bad {args.max_bad} of them: " + printable(str(train.failed[:10])))
+    loader = lambda: tested.loader(test, processes)
+    if args.classifier == "svm":
+        fit_svm(model, train, args.svm_c, args.seed)
+        if processes.first:
+            run.describe(loop.plain(args), model.describe())
+            run.save(args.steps, {"model": model.state_dict()})
+        return loop.Fit(tested, loader, bad, {})
+    # Official: eps 1e-7 (the paper names Adam and its learning rate).
+    optimizer = torch.optim.Adam(model.classifier.parameters(), args.lr, eps=1e-7)
+    first, _ = loop.resume(run, args, processes, model, optimizer, state, model.describe())
+    return loop.Fit(tested, loader, bad, dict(
+        batches=batches(train, args.batch, args.seed, first, args.steps, processes.device), first=first,
+        bad=data.Bad(1.0), optimizer=optimizer, gradients=low_rank_step(model, args.sampled, args.l2, args.seed),
+        update=optimizer.step, rate=lambda _step: args.lr))
 
 
 class Features(NamedTuple):
@@ -29,7 +60,8 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def features(model: Classifier, dataset: views.Testing, batch: int, workers: int, processes: Processes, cached: Path) -> Features:
+def features(model: Classifier, dataset: views.Testing, batch: int, workers: int, processes: Processes,
+             cached: Path) -> Features:
     """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views."""
     digest = hashlib.sha256(repr((dataset.items, dataset.recipe._replace(cache=0.0), model.precision)).encode())
     for name, weight in model.backbone.state_dict().items():
@@ -62,7 +94,8 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
     return all_of_it
 
 
-def batches(found: Features, batch: int, seed: int, first: int, steps: int, device: torch.device) -> Iterator[tuple[dict, list]]:
+def batches(found: Features, batch: int, seed: int, first: int, steps: int,
+            device: torch.device) -> Iterator[tuple[dict, list]]:
     """One random view of each clip of steps first .. steps - 1, as `loop.train` takes them"""
     slots = Slots([len(found.z)], [1.0], batch, seed)
     z, y = found.z.to(device), found.y.to(device)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -112,6 +113,15 @@ def resume(run: Run, args: argparse.Namespace, processes: Processes, model: nn.M
     return first, bad
 
 
+class Fit(NamedTuple):
+    """How a classifier is trained and tested."""
+
+    tested: nn.Module       # what `evaluate.classify` tests
+    loader: Callable        # () -> the batches that it tests on
+    bad: data.Bad           # files that could not be read
+    steps: dict             # what `train` is given; nothing where there are no steps
+
+
 def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Iterator, first: int, bad: data.Bad,
           model: nn.Module, optimizer, rate: Callable[[int], float], gradients: Callable, update: Callable[[], object],
           held_out: Callable[[int], dict], summary: Callable[[dict], str]) -> bool:
@@ -197,4 +207,5 @@ def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Ite
         why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
         fail(2 if run.rows() == [] else 3, why)
     bar.close()
+    stop.end()
     return True

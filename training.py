@@ -354,8 +354,12 @@ class Stop:
 
     def __init__(self):
         self.code = 0
-        for s in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(s, self.ask)
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def end(self) -> None:
+        """Signals do again what they did before: nothing is left to save"""
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
 
     def ask(self, number, _frame) -> None:
         """The handler; it only sets a flag, because a checkpoint needs the end of a step"""

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import augment
 import data
+import decode
 from cache import Reader
-from decode import Unreadable
 from sampling import Slots
 
 
@@ -71,7 +71,7 @@ class Views(Dataset):
     def sound(self, media, start: float) -> np.ndarray:
         """(S,) float32 from `start` on"""
         if not media.has_audio:
-            raise Unreadable(media.path, "no sound")
+            raise decode.Unreadable(media.path, "no sound")
         return media.audio(start, self.recipe.samples, self.recipe.rate)
 
 
@@ -114,7 +114,7 @@ class Testing(Views):
                     h, w = shape(media.width, media.height, r.size)
                     x = [view for start in at
                          for view in crops(self.pixels(media, start, (0, 0, 1, 1), (h, w)), r.size, r.crops)]
-        except Unreadable as e:
+        except decode.Unreadable as e:
             return None, [(str(e.path), e.reason)]
         return dict(x=np.stack(x), y=self.target(item), path=str(item.path), number=i), []
 

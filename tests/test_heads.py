@@ -1,11 +1,13 @@
 """The projections to the common spaces (Section 3.3, Eq. 3), against literal formulas and nn.BatchNorm1d, in fp64."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from heads import BatchNorm, Heads
+from heads import BatchNorm, Heads, LinearClassifier, LowRankClassifier
 
 
 def close(actual, expected):
@@ -176,3 +178,38 @@ def test_the_projections_start_glorot_uniform_and_the_norms_as_the_identity():
         assert (norm.weight == 1).all()
         assert not norm.bias.any()
         assert (norm.momentum, norm.eps) == (0.1, 1e-5)                   # Keras: momentum 0.9
+
+
+# the classifiers (Sections A.2.5, A.3.2)
+
+
+def test_the_linear_classifier_is_one_linear_layer_behind_dropout():
+    head, z = LinearClassifier(12, 7, dropout=0.5).double(), rows(5, 12)
+    close(head.eval()(z), z @ head.linear.weight.T + head.linear.bias)
+    assert not torch.equal(head.train()(z), head.eval()(z))
+    assert not head.linear.bias.any()
+    assert head.linear.weight.std().item() == pytest.approx((2 / 19) ** 0.5, rel=0.25)
+
+
+def test_each_of_several_labels_starts_at_a_probability_of_one_in_c():
+    head = LinearClassifier(12, 527, multi=True)
+    assert head(torch.zeros(1, 12)).sigmoid().mean().item() == pytest.approx(1 / 527, rel=1e-4)
+    assert head.linear.bias[0].item() == pytest.approx(-6.265, abs=1e-3)
+
+
+def test_the_low_rank_classifier_is_u_v_and_a_step_uses_only_its_components_scaled():
+    head, z = LowRankClassifier(12, 7, n=128).double(), rows(5, 12)
+    close(head(z), z @ (head.U @ head.V))
+    chosen = torch.randperm(128)[:13]
+    mask = torch.zeros(128, dtype=torch.float64)
+    mask[chosen] = 128 / 13
+    close(head(z, chosen), z @ head.U @ torch.diag(mask) @ head.V)
+    head(z, chosen).sum().backward()
+    assert (head.U.grad.abs().sum(0) > 0).sum() == 13
+    assert (head.V.grad.abs().sum(1) > 0).sum() == 13
+
+
+def test_the_mean_over_all_choices_of_components_is_the_whole_classifier():
+    head, z = LowRankClassifier(4, 3, n=5).double(), rows(6, 4)
+    every = [head(z, torch.tensor(choice)) for choice in itertools.combinations(range(5), 2)]
+    close(torch.stack(every).mean(0), head(z))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from losses import at_chance, mil_nce, nce, total
+from losses import at_chance, balance, cross_entropy, mil_nce, mixup, multi_label, nce, smooth, total
 
 TAU = 0.07  # Section 4.1
 
@@ -249,3 +249,60 @@ def test_a_vector_of_zeros_gives_no_nan():
     loss.backward()
     assert loss.item() == pytest.approx(at_chance(3, 3), abs=1e-6)
     assert z_v.grad.isfinite().all()
+
+
+# classification (Sections A.2.5, A.3)
+
+
+def test_smooth_labels_and_their_cross_entropy_are_those_of_torch():
+    logits, target = vectors(6, 9), torch.randint(9, (6,))
+    y = F.one_hot(target, 9).double()
+    ours = cross_entropy(logits, smooth(y, 0.1))
+    assert_close(ours, F.cross_entropy(logits, target, reduction="none", label_smoothing=0.1))
+    assert_close(cross_entropy(logits, y), F.cross_entropy(logits, target, reduction="none"))
+
+
+def test_a_wrong_answer_keeps_its_gradient_however_sure_it_is():
+    logits = torch.tensor([[0.0, 100.0]], requires_grad=True)
+    cross_entropy(logits, torch.tensor([[1.0, 0.0]])).sum().backward()
+    assert_close(logits.grad, torch.tensor([[-1.0, 1.0]]))
+
+
+def test_mixup_mixes_each_clip_and_its_labels_with_its_neighbour():
+    x, y, alpha = torch.rand(6, 4, 3), torch.rand(6, 5), torch.rand(6)
+    mixed, labels = mixup(x, y, alpha)
+    for i in range(6):
+        j = i + 1 if i % 2 == 0 else i - 1
+        assert_close(mixed[i], alpha[i] * x[i] + (1 - alpha[i]) * x[j])
+        assert_close(labels[i], alpha[i] * y[i] + (1 - alpha[i]) * y[j])
+
+
+def test_halves_of_a_batch_mix_as_the_whole_does():
+    x, y, alpha = torch.rand(8, 3), torch.rand(8, 5), torch.rand(8)
+    halves = [mixup(x[part], y[part], alpha[part]) for part in (slice(0, 4), slice(4, 8))]
+    assert_close(torch.cat([x for x, _ in halves]), mixup(x, y, alpha)[0])
+
+
+def test_a_clip_weighs_the_mean_inverse_count_of_its_labels():
+    y = torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 0, 0]])
+    assert_close(balance(y, y.sum(0)), torch.tensor([1 / 3, (1 / 3 + 1) / 2, (1 / 3 + 1) / 2, 0]))
+    labels = torch.rand(7, 4)  # mixed ones
+    counts = [sum(float(row[c]) for row in labels) for c in range(4)]
+    for weight, row in zip(balance(labels, labels.sum(0)).tolist(), labels.tolist(), strict=True):
+        assert weight == pytest.approx(sum(v / n for v, n in zip(row, counts, strict=True)) / sum(row), rel=1e-5)
+
+
+def test_the_multi_label_loss_is_summed_over_classes_and_weighted_by_clip():
+    logits, y, weight = vectors(5, 6), torch.randint(2, (5, 6)).double(), torch.rand(5).double()
+    for i, loss in enumerate(multi_label(logits, y, weight)):
+        p = [1 / (1 + math.exp(-v)) for v in logits[i].tolist()]
+        literal = -sum(math.log(q) if label else math.log(1 - q) for q, label in zip(p, y[i], strict=True))
+        assert loss.item() == pytest.approx(float(weight[i]) * literal, rel=1e-9)
+
+
+def test_a_batch_without_labels_gives_no_nan():
+    logits, y = vectors(3, 4), torch.zeros(3, 4).double()
+    loss = multi_label(logits, y, balance(y, y.sum(0))).sum()
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.isfinite().all()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import Run, Stop, learning_rate, load_weights, read_checkpoint, write_text
+from training import SGD, Run, Stop, half_cosine, learning_rate, load_weights, read_checkpoint, write_text
 
 HERE = Path(__file__).parent.parent
 PAPER = dict(steps=500_000, lr=1e-4, lr_end=5e-5, warmup=10_000)
@@ -174,3 +174,41 @@ def test_the_first_signal_asks_and_only_sets_a_flag():
     finally:
         for s, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(s, handler)
+
+
+def test_half_a_cosine_falls_from_the_learning_rate_to_0_after_a_linear_warm_up():
+    rate = lambda step: half_cosine(step, 100_000, 0.005, 2500)
+    assert rate(0) == 0.005 / 2500
+    assert rate(2499) == 0.005
+    assert rate(2500 + 97_500 // 2) == pytest.approx(0.0025)
+    assert rate(100_000) == rate(150_000) == 0
+    rates = [rate(step) for step in range(2500, 100_000, 500)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_sgd_has_the_rate_inside_of_the_momentum_and_is_torchs_where_the_rate_stays():
+    ours, theirs = torch.tensor([1.0, -2.0]).requires_grad_(), torch.tensor([1.0, -2.0]).requires_grad_()
+    optimizers = SGD([ours], 0.1), torch.optim.SGD([theirs], 0.1, momentum=0.9)
+    for _ in range(5):
+        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            (p**4).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+    w, v, p = 3.0, 0.0, torch.tensor([3.0]).requires_grad_()
+    optimizer = SGD([p], 0.0)
+    for lr in (0.1, 0.05, 0.01):
+        optimizer.param_groups[0]["lr"] = lr
+        p.grad = 2 * p.detach()
+        optimizer.step()
+        v = 0.9 * v - lr * 2 * w
+        w += v
+        assert p.item() == pytest.approx(w, rel=1e-6)
+
+
+def test_after_its_end_signals_do_what_they_did_before():
+    before = signal.getsignal(signal.SIGTERM)
+    stop = Stop()
+    assert signal.getsignal(signal.SIGTERM) == stop.ask
+    stop.end()
+    assert signal.getsignal(signal.SIGTERM) == before

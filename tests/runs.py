@@ -1,0 +1,44 @@
+"""Small runs as pretrain.py and finetune.py leave them, with random weights, for tests of what goes on from them."""
+
+from pathlib import Path
+
+import torch
+
+import vatt
+from classifier import Classifier
+from training import Run
+from transformer import Size
+
+SMALL = Size(1, 32, 64, 2)
+CONFIG = vatt.Config(SMALL, SMALL, SMALL, frames=4, size=16, patch=(2, 8, 8), rate=8000, words=6, d_va=16, d_vt=8, dropout=0.0)
+WORDS = ("a", "red", "blue", "cloth", "film", "begins")
+
+
+def pretrained(out: Path, seed: int = 0) -> Path:
+    """A run of pretrain.py; its batch norms are given what they have not seen, so that vectors differ"""
+    torch.manual_seed(seed)
+    words = vatt.tokenize.Vocabulary(WORDS)
+    config = vatt.dataclasses.replace(CONFIG, vocabulary=len(words))
+    model = vatt.VATT(config)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(torch.rand_like(buffer) * 0.1 + ("var" in name) * 0.01)
+    run = Run(out)
+    out.mkdir(parents=True)
+    words.save(out / "vocabulary.txt")
+    run.describe({}, config.to_json())
+    run.save(1, {"model": model.state_dict()})
+    return out
+
+
+def finetuned(out: Path, kind: str, classes: list[str], multi: bool = False, head: str = "linear", **settings) -> Path:
+    """A run of finetune.py"""
+    torch.manual_seed(0)
+    config = vatt.dataclasses.replace(CONFIG, frames=CONFIG.patch[0]) if kind == "image" else CONFIG
+    model = Classifier(config, kind, classes, multi, head)
+    for p in model.classifier.parameters():
+        torch.nn.init.normal_(p)
+    run = Run(out)
+    out.mkdir(parents=True)
+    run.describe({"windows": 2, "crops": 1, **settings}, model.describe())
+    run.save(1, {"model": model.state_dict()})
+    return out

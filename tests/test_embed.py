@@ -1,0 +1,155 @@
+"""Vectors in one file, begun again where they stopped, and the search among moments (embed.py)."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from films import film, folder
+from runs import pretrained
+
+import embed
+import evaluate
+import vatt
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return pretrained(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    root = folder(tmp_path_factory.mktemp("films"), films=5, silent=1)
+    (root / "03.mp4").rename(root / "-3 ä.mp4")
+    (root / "broken.mp4").write_bytes(b"no film")
+    return root
+
+
+def load(path):
+    return dict(np.load(path, allow_pickle=False))
+
+
+def test_a_film_has_the_vector_that_the_model_gives_it_alone(run, films, tmp_path):
+    evaluate.main(["embed", str(run), str(films), str(tmp_path / "x.npz"), "--windows", "1"])
+    found, model = load(tmp_path / "x.npz"), vatt.load(run)
+    assert found["ids"].tolist() == ["-3 ä.mp4", "00.mp4", "01.mp4", "02.mp4", "04.mp4"], "in order"
+    assert found["unreadable"].tolist() == ["broken.mp4"]
+    assert (str(found["space"]), str(found["kind"])) == ("vt", "video")
+    assert np.allclose(np.linalg.norm(found["vectors"], axis=1), 1, atol=1e-5)
+    alone = torch.stack([model.embed_video(films / name, windows=3) for name in found["ids"].tolist()])
+    evaluate.main(["embed", str(run), str(films), str(tmp_path / "y.npz"), "--windows", "3"])
+    # Their windows may begin a frame apart, and squares are cut before or after the frames are made smaller.
+    assert (load(tmp_path / "y.npz")["vectors"] * alone.numpy()).sum(1).min() > 0.98
+
+
+def test_sounds_are_those_of_films_too_and_only_in_the_space_with_video(run, films, tmp_path, capsys):
+    evaluate.main(["embed", str(run), str(films), str(tmp_path / "x.npz"), "--kind", "audio"])
+    found = load(tmp_path / "x.npz")
+    assert found["vectors"].shape == (4, 16)
+    assert found["unreadable"].tolist() == ["04.mp4", "broken.mp4"]
+    assert "04.mp4: no sound" in capsys.readouterr().err
+
+
+def test_sentences_are_the_lines_of_a_text_file(run, tmp_path):
+    (tmp_path / "words.txt").write_text("a red cloth\r\n\na blue film\nçelloß\n", encoding="utf-8")
+    evaluate.main(["embed", str(run), str(tmp_path / "words.txt"), str(tmp_path / "x.npz")])
+    found, model = load(tmp_path / "x.npz"), vatt.load(run)
+    assert found["ids"].tolist() == ["a red cloth", "a blue film", "çelloß"]
+    np.testing.assert_allclose(found["vectors"], [model.embed_text(text).numpy() for text in found["ids"].tolist()], atol=1e-6)
+
+
+def test_what_was_stopped_goes_on_and_gives_the_same_file(run, films, tmp_path, monkeypatch, capsys):
+    evaluate.main(["embed", str(run), str(films), str(tmp_path / "whole.npz"), "--batch", "4"])
+    add, calls = embed.Partial.add, []
+
+    def stopped(self, rows):
+        if len(calls) == 2:
+            self.file.write(b"half a row")
+            self.file.flush()
+            raise KeyboardInterrupt
+        calls.append(len(rows))
+        add(self, rows)
+
+    monkeypatch.setattr(embed.Partial, "add", stopped)
+    command = ["embed", str(run), str(films), str(tmp_path / "x.npz"), "--batch", "4"]
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(command)
+    assert end.value.code == 130
+    assert not (tmp_path / "x.npz").exists()
+    monkeypatch.undo()
+    evaluate.main(command)
+    assert "2 done before" in capsys.readouterr().out
+    whole, found = load(tmp_path / "whole.npz"), load(tmp_path / "x.npz")
+    assert all(np.array_equal(whole[k], found[k]) for k in whole)
+    assert not list(tmp_path.glob("*.partial*"))
+    evaluate.main(command)
+    assert "holds all 6 already" in capsys.readouterr().out
+
+
+def test_vectors_of_other_weights_or_other_files_are_made_anew(run, films, tmp_path, capsys):
+    command = lambda run, source: ["embed", str(run), str(source), str(tmp_path / "x.npz"), "--windows", "1"]
+    evaluate.main(command(run, films))
+    before = load(tmp_path / "x.npz")["vectors"]
+    evaluate.main(command(pretrained(tmp_path / "other", seed=1), films))
+    assert not np.allclose(before, load(tmp_path / "x.npz")["vectors"])
+    evaluate.main(command(run, folder(tmp_path / "more", films=2)))
+    assert load(tmp_path / "x.npz")["ids"].tolist() == ["00.mp4", "01.mp4"]
+    assert "already" not in capsys.readouterr().out
+
+
+def test_search_finds_moments_in_long_films_and_draws_them(run, tmp_path, capsys):
+    root = tmp_path / "films"
+    film(root / "long.mp4", seconds=3, seed=1)
+    film(root / "short.mp4", seconds=0.2, seed=2)
+    out = tmp_path / "found.png"
+    evaluate.main(["search", str(run), "a red cloth, please", "--in", str(root), "--top", "3", "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "not in the run's vocabulary, and so of no use: please" in said
+    assert "the best of 15 moments in 2 films" in said
+    table = load(next(run.glob("moments-*.npz")))
+    assert table["times"][:14, 0].tolist() == pytest.approx([0.2 * i for i in range(14)]), "each overlaps half of the next"
+    assert table["times"][13, 1] == pytest.approx(3.0), "the last one ends with the film"
+    cosines = table["vectors"] @ vatt.load(run).embed_text("a red cloth please").numpy()
+    first = next(line for line in said.splitlines() if " - " in line)
+    assert float(first.split()[0]) == pytest.approx(cosines.max(), abs=0.006)
+    assert float(first.split()[1]) == pytest.approx(table["times"][cosines.argmax(), 0], abs=0.06)
+    evaluate.main(["search", str(run), "blue", "--in", str(root), "--top", "1", "--out", str(out)])
+    assert "holds all 15 already" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    assert out.stat().st_size > 1000
+
+
+def test_of_moments_that_overlap_only_the_best_is_shown():
+    films, times = ["a", "a", "a", "b", "a"], [[0, 2], [1, 3], [2, 4], [1, 3], [0, 2]]
+    assert embed.apart([0.5, 0.9, 0.8, 0.7, 0.1], films, times, 9) == [1, 3]
+    assert embed.apart([0.9, 0.5, 0.8, 0.7, 0.1], films, times, 2) == [0, 2]
+
+
+@pytest.mark.parametrize(("command", "said"), [
+    ("embed RUN NONE OUT.npz", "there is no"), ("embed RUN FILMS OUT.csv", "ends in .npz"),
+    ("embed NONE FILMS OUT.npz", "is no run"), ("embed RUN FILMS OUT.npz --kind image", "holds no image"),
+    ("embed RUN FILMS/00.mp4 OUT.npz", "is one file: name the folder"), ("embed RUN EMPTY OUT.npz", "holds no film"),
+    ("embed RUN FILMS OUT.npz --kind audio --space vt", "audio has vectors in va alone"),
+    ("embed RUN FILMS OUT.npz --seconds -1", "must be above 0"), ("search RUN xyzzy --in FILMS", "knows no word of 'xyzzy'"),
+    ("search RUN red --in EMPTY", "holds no film"), ("search RUN ?! --in FILMS", "knows no word of '[?]!'")])
+def test_what_cannot_be_is_one_line_and_exit_code_2(run, films, tmp_path, capsys, command, said):
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": run, "FILMS": films, "NONE": tmp_path / "none", "EMPTY": tmp_path / "empty", "OUT": tmp_path / "x"}
+    words = []
+    for word in command.split():
+        for name, place in places.items():
+            word = word.replace(name, str(place)) if word.startswith(name) else word
+        words.append(word)
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(words)
+    assert end.value.code == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_file_that_is_in_use_or_another_programs_is_not_written_over(run, films, tmp_path, capsys):
+    (tmp_path / "x.npz").write_bytes(b"something else")
+    with pytest.raises(SystemExit):
+        evaluate.main(["embed", str(run), str(films), str(tmp_path / "x.npz")])
+    assert "is not of this program" in capsys.readouterr().err
+    assert (tmp_path / "x.npz").read_bytes() == b"something else"

@@ -1,0 +1,96 @@
+"""A classifier on a frozen backbone (linear.py): features once, what is trained and what is not, the SVM of scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from films import film
+from test_classifier import CLASSES, CONFIG
+from torch.testing import assert_close
+
+import linear
+import views
+from classifier import Classifier
+from labelled import Item
+from training import Processes
+
+
+@pytest.fixture(scope="module")
+def tests(tmp_path_factory):
+    root = tmp_path_factory.mktemp("films")
+    items = [Item(film(root / f"{i}.mp4", seconds=0.8, seed=i), 0.0, math.inf, i % 3) for i in range(6)]
+    (root / "bad.mp4").touch()
+    items.insert(2, Item(root / "bad.mp4", 0.0, math.inf, 0))
+    return views.Testing(items, 3, views.Recipe("video", CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1))
+
+
+def features(model, tests, path):
+    return linear.features(model, tests, 4, 0, Processes(), path)
+
+
+def test_features_are_z_out_of_every_view_and_computed_once(tests, tmp_path, monkeypatch):
+    model = Classifier(CONFIG, "video", CLASSES, head="low-rank").eval()
+    found = features(model, tests, tmp_path / "f.npz")
+    assert found.number.tolist() == [0, 1, 3, 4, 5, 6]
+    assert found.failed == [(str(tests.items[2].path), "empty file")]
+    for row, i in enumerate(found.number.tolist()):
+        assert_close(found.z[row], model.features(views.inputs(torch.from_numpy(tests[i][0]["x"]))))
+    monkeypatch.setattr(model, "features", None)  # what is not called again
+    again = features(model, tests, tmp_path / "f.npz")
+    assert all(torch.equal(a, b) for a, b in zip(found[:3], again[:3], strict=True))
+    assert again.failed == found.failed
+
+
+def test_other_weights_or_other_files_have_other_features(tests, tmp_path):
+    model = Classifier(CONFIG, "video", CLASSES, head="low-rank").eval()
+    first = features(model, tests, tmp_path / "f.npz")
+    torch.manual_seed(1)
+    second = features(Classifier(CONFIG, "video", CLASSES, head="low-rank").eval(), tests, tmp_path / "f.npz")
+    assert not torch.equal(first.z, second.z)
+    fewer = views.Testing(tests.items[:2], 3, tests.recipe)
+    assert len(features(model, fewer, tmp_path / "f.npz").z) == 2
+
+
+def test_a_step_trains_13_components_of_the_classifier_and_nothing_of_the_backbone():
+    model = Classifier(CONFIG, "video", CLASSES, head="low-rank")
+    model.backbone.requires_grad_(False)
+    batch = {"z": torch.randn(5, 32), "y": torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])]}
+    step = linear.low_rank_step(model, sampled=13, l2=0.0, seed=0)
+    chosen = []
+    for number in (0, 1, 0):
+        model.zero_grad()
+        loss = step(batch, number)["loss"]
+        chosen.append((model.classifier.V.grad.abs().sum(1) > 0).nonzero()[:, 0].tolist())
+    assert len(chosen[0]) == 13
+    assert chosen[0] == chosen[2] != chosen[1]
+    logits = batch["z"] @ model.classifier.U[:, chosen[0]] @ model.classifier.V[chosen[0]] * 128 / 13
+    assert_close(loss, torch.nn.functional.cross_entropy(logits, batch["y"].argmax(1)).detach())
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_the_penalty_is_on_v_alone():
+    model = Classifier(CONFIG, "video", CLASSES, head="low-rank").double()
+    batch = {"z": torch.zeros(2, 32), "y": torch.eye(3)[:2]}
+    linear.low_rank_step(model, 13, l2=0.1, seed=0)(batch, 0)
+    assert_close(model.classifier.V.grad, 0.2 * model.classifier.V.detach())
+    assert not model.classifier.U.grad.any()
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_svm_is_that_of_scikit_learn_on_standardised_features(classes):
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    y = torch.arange(40) % classes
+    z = torch.randn(40, 2, 32) * 3 + 1 + torch.nn.functional.one_hot(y, 32)[:, None]
+    found = linear.Features(z, torch.eye(5)[y], torch.arange(40), [])
+    model = Classifier(CONFIG, "video", list("abcde"), dropout=0.0).eval()
+    linear.fit_svm(model, found, c=0.1, seed=0)
+    theirs = make_pipeline(StandardScaler(), LinearSVC(C=0.1, random_state=0, max_iter=10_000))
+    theirs.fit(z.flatten(0, 1).double().numpy(), y.repeat_interleave(2).numpy())
+    fresh = torch.randn(50, 32)
+    ours = model.classifier(fresh).argmax(1).numpy()
+    assert np.array_equal(ours, theirs.predict(fresh.double().numpy()))
+    assert ours.max() < classes, "a class without a clip to train on"

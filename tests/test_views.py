@@ -1,0 +1,114 @@
+"""Views of labelled files (views.py): one at random, or several that cover a file; each a pure function of its numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from films import film
+
+import views
+from labelled import Item
+
+RECIPE = views.Recipe("video", frames=4, fps=10.0, size=16, rate=8000, windows=3, crops=3)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    return [Item(film(folder / f"{i}.mp4", sound=i < 3, seed=i), 0.0, math.inf, i % 3) for i in range(4)]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+
+
+def test_a_random_view_is_a_function_of_seed_step_and_slot(films):
+    views_of = lambda seed: views.Training(films, 3, RECIPE, 4, seed)
+    assert same(views_of(0)[5, 2][0], views_of(0)[5, 2][0])
+    assert not same(views_of(0)[5, 2][0], views_of(1)[5, 2][0])
+    taken = [views_of(0)[0, slot][0]["path"] for slot in range(4)]
+    assert sorted(taken) == sorted(str(item.path) for item in films), "a pass takes each file once"
+
+
+@pytest.mark.parametrize("cache", [0.0, 1.0])
+def test_test_views_are_windows_times_crops_of_each_file_in_order(films, cache):
+    item, failed = views.Testing(films, 3, RECIPE._replace(cache=cache))[1]
+    assert item["x"].shape == (9, 4, 16, 16, 3)
+    assert (item["number"], item["y"].tolist(), failed) == (1, [0, 1, 0], [])
+    early, late = item["x"][1].astype(int), item["x"][7].astype(int)  # the central crops of the first and the last window
+    assert np.abs(early - late).max() > 20
+    if not cache:
+        with views.decode.Media(films[1].path) as media:
+            assert np.array_equal(early, media.video(0.0, 4, 10.0, (0, 0, 1, 1), (16, 21))[:, :, 2:18])
+
+
+def test_windows_cover_the_file_and_begin_on_frames():
+    assert views.windows(0.0, 251 / 25 - 64 / 25, 4, 25.0) == [0, 62 / 25, 124 / 25, 187 / 25]
+    assert views.windows(1.0, 2.0, 1, 10.0) == [1.5]
+    assert views.windows(3.0, 3.0, 4, 10.0) == [3.0] * 4
+
+
+@pytest.mark.parametrize(("h", "w"), [(16, 40), (40, 16), (16, 16)])
+def test_crops_go_from_one_end_of_the_longer_side_to_the_other(h, w):
+    x = np.arange(h * w).reshape(1, h, w, 1).repeat(3, 3)
+    first, middle, last = views.crops(x, 16, 3)
+    assert first.shape == middle.shape == last.shape == (1, 16, 16, 3)
+    assert np.array_equal(first, x[:, :16, :16])
+    assert np.array_equal(last, x[:, -16:, -16:])
+    assert np.array_equal(middle, views.crops(x, 16, 1)[0])
+
+
+def test_sound_is_as_long_as_the_frames_and_a_film_without_it_is_counted(films):
+    tests = views.Testing(films, 3, RECIPE._replace(kind="audio"))
+    assert tests[0][0]["x"].shape == (3, 3200)
+    assert tests[3] == (None, [(str(films[3].path), "no sound")])
+    view, failed = views.Training(films, 3, RECIPE._replace(kind="audio"), 4)[0, 1]
+    assert view["x"].shape == (3200,)
+    for step in range(8):
+        _, more = views.Training(films, 3, RECIPE._replace(kind="audio"), 4)[step, 0]
+        failed = failed + more
+    assert (str(films[3].path), "no sound") in failed
+
+
+def test_an_image_is_one_frame(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    frame = views.decode.av.VideoFrame.from_ndarray(picture, "rgb24")
+    with views.decode.av.open(str(tmp_path / "a.png"), "w", format="image2") as file:
+        stream = file.add_stream("png", 1)
+        stream.width, stream.height, stream.pix_fmt = 30, 20, "rgb24"
+        file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    items = [Item(tmp_path / "a.png", 0.0, math.inf, 0)]
+    recipe = RECIPE._replace(kind="image", frames=2, size=20, crops=1)
+    x = views.Testing(items, 1, recipe)[0][0]["x"]
+    assert x.shape == (1, 20, 20, 3)
+    assert np.abs(x[0].astype(int) - picture[:, 5:25]).max() <= 1
+    assert views.Training(items, 1, recipe, 2)[0, 0][0]["x"].shape == (20, 20, 3)
+
+
+def test_several_classes_are_several_ones(films):
+    items = [films[0]._replace(target=(0, 4))]
+    assert views.Testing(items, 5, RECIPE)[0][0]["y"].tolist() == [1, 0, 0, 0, 1]
+
+
+def test_mixing_shares_are_from_beta_5_5(films):
+    recipe = RECIPE._replace(mixup=5.0, cache=1.0)
+    shares = np.array([views.Training(films, 3, recipe, 4)[step, 0][0]["mix"] for step in range(200)])
+    assert abs(shares.mean() - 0.5) < 0.04
+    assert abs(shares.var() - 1 / 44) < 0.008
+    assert views.Training(films, 3, RECIPE, 4)[0, 0][0]["mix"] == 1
+
+
+def test_every_file_is_tested_once_with_any_number_of_processes(films):
+    numbers = [n for rank in range(3) for batch, _ in views.test_loader(views.Testing(films, 3, RECIPE), 10, rank, 3, 0)
+               for n in batch["number"].tolist()]
+    assert sorted(numbers) == [0, 1, 2, 3]
+
+
+def test_pixels_reach_minus_one_and_one_and_sound_stays():
+    x = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 2, 2, 3)
+    assert views.inputs(x).unique().tolist() == [-1, 1]
+    assert torch.equal(views.inputs(x, torch.tensor([True])), views.inputs(x).flip(2))
+    sound = torch.rand(2, 100)
+    assert views.inputs(sound) is sound
