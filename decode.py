@@ -53,18 +53,27 @@ class Media:
     """A media file, open for its pictures and its sound; for use in a `with`. Raises Unreadable.
 
     `has_video`, `has_audio`: a cover picture is no video, and a stream without a decoder is absent.
+    With `offset` and `size`, in bytes, it is one inside another file, such as a member of a tar; errors call it `name`.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path, self._container, self._work = os.fsdecode(path), None, 0.0
+    def __init__(self, path: str | os.PathLike, offset: int = 0, size: int | None = None, name: str | None = None):
+        self._file, self._container, self._work = os.fsdecode(path), None, 0.0
+        self.path = name or self._file
         try:
-            status = os.stat(self.path)
+            status = os.stat(self._file)
         except (OSError, ValueError):
             raise Unreadable(self.path, "no such file") from None
         if not stat.S_ISREG(status.st_mode):
             raise Unreadable(self.path, "not a file")
-        if not status.st_size:
+        end = status.st_size if size is None else offset + size
+        if not 0 <= offset <= end <= status.st_size:
+            raise Unreadable(self.path, "file cut short")
+        if offset == end:
             raise Unreadable(self.path, "empty file")
+        self._url, self._options = "file:" + self._file, OPTIONS
+        if (offset, end) != (0, status.st_size):
+            self._url = f"subfile,,start,{offset},end,{end},,:{self._url}"
+            self._options = {**OPTIONS, "protocol_whitelist": "subfile,file"}
         self._open()
         self.has_video, self.has_audio = "video" in self._streams, "audio" in self._streams
 
@@ -162,9 +171,9 @@ class Media:
         """Opens the file; where it is open already, anew: the one way back to its beginning that works for all."""
         self.close()
         try:
-            self._container = av.open("file:" + self.path, options=OPTIONS, **LENIENT)
+            self._container = av.open(self._url, options=self._options, **LENIENT)
         except Exception as error:
-            reason = "not a media file" if os.access(self.path, os.R_OK) else "no permission"
+            reason = "not a media file" if os.access(self._file, os.R_OK) else "no permission"
             raise Unreadable(self.path, reason) from error
         self._origin = (self._container.start_time or 0) / av.time_base
         for stream in (*self._container.streams.video, *self._container.streams.audio):
