@@ -131,6 +131,26 @@ class Media:
             raise Unreadable(self.path, "decoding failed") from error
         return out
 
+    def pictures(self, start: float, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """All pictures shown at start + i / fps, whole, (H, W, 3) uint8 each, one after the other to the end of the film."""
+        if not self.has_video:
+            raise Unreadable(self.path, "no video")
+        out, i = np.empty((1, *size, 3), np.uint8), 0
+        paint = _Painter(out, (0, 0, 1, 1))
+        try:
+            self._work = 0.0
+            for time, until, frame in self._shown(start):
+                while start + i / fps < until - EPS:
+                    paint(0, time, frame)
+                    yield out[0]
+                    i, self._work = i + 1, 0.0
+        except Unreadable:
+            raise
+        except Exception as error:
+            raise Unreadable(self.path, "decoding failed") from error
+        if not i:
+            raise Unreadable(self.path, "start past the end")
+
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
         """The sound from `start` on, its channels mixed into one, at `rate` Hz: (samples,) float32 in [-1, 1].
 
