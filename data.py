@@ -4,14 +4,21 @@
     flip (B,) bool   colour (B, 5) float32   keys (B, 2) int64 for DropToken of video and audio
 """
 
+import argparse
 import collections
+import contextlib
 import math
+import os
+import re
+import shutil
 import signal
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import augment
 from cache import Reader
@@ -20,6 +27,7 @@ from index import Index, Row, complement
 from sampling import Slots, Steps, generator
 from subtitles import nearest
 
+PREFETCH = 2  # batches that a worker makes ahead; DataLoader's own default
 TRIES = 100  # files that one slot may try before the data are given up
 
 
@@ -87,6 +95,7 @@ class Clips(Dataset):
     def __init__(self, sources: list[Source], slots: Slots, recipe: Recipe, vocabulary, seed: int = 0):
         self.sources, self.slots, self.recipe, self.vocabulary, self.seed = sources, slots, recipe, vocabulary, seed
         self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
+        self.hands = Hands(0)
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
         step, slot = at
@@ -96,32 +105,33 @@ class Clips(Dataset):
             rng = generator(self.seed, step, slot, attempt)
             if attempt:
                 k = int(rng.integers(len(self.sources[source])))
+            number = int(complement(k, self.sources[source].held))
+            self.hands.take(source, number)
             try:
-                return self.clip(self.sources[source], k, rng), failed
+                return self.clip(self.sources[source], k, number, rng), failed
             except Unreadable as e:
                 failed.append((str(e.path), e.reason))
+            finally:
+                self.hands.drop()
         reasons = collections.Counter(reason for _, reason in failed).most_common()
-        raise TooManyBad(f"{TRIES} files in a row could not be read ({', '.join(f'{r}: {n}' for r, n in reasons)}), "
-                         f"the first is {failed[0][0]}: check --data")
+        raise TooManyBad(f"{TRIES} files in a row could not be read ({', '.join(f'{r}: {n}' for r, n in reasons)}): check "
+                         f"--data; they are {', '.join(list(dict.fromkeys(path for path, _ in failed))[:10])}")
 
-    def clip(self, source: Source, k: int, rng: np.random.Generator) -> dict:
+    def clip(self, source: Source, k: int, number: int, rng: np.random.Generator) -> dict:
         """A random place of a random file: frames, the sound in sync with them, the captions nearest in time (3.4)"""
-        r, index = self.recipe, source.index
-        number = int(complement(k, source.held))
-        row = index[number]
-        sound, words = index.path(number), row
+        r, index, other = self.recipe, source.index, number
+        row = words = index[number]
         if r.control:
             other = int(complement((k + len(source) // 2) % len(source), source.held))
-            sound = index.path(other) if r.control == "audio" else sound
             words = index[other] if r.control == "captions" else row
-        with self.reader.open(index.path(number)) as media:
+        with self.reader.open(*find(index, number)) as media:
             start = random_start(rng, row, media.duration, r)
             box = augment.random_box(rng, media.width, media.height, r.area)
             video = media.video(start, r.frames, r.fps, box, (r.size, r.size))
             has_audio = media.has_audio
             audio = media.audio(start, r.samples, r.rate) if has_audio and r.control != "audio" else None
         if r.control == "audio":
-            with self.reader.open(sound) as media:
+            with self.reader.open(*find(index, other)) as media:
                 has_audio = media.has_audio
                 audio = media.audio(start, r.samples, r.rate) if has_audio else None
         if not has_audio:
@@ -131,25 +141,28 @@ class Clips(Dataset):
         text, has_text = captions(words, start, r, self.vocabulary)
         return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text,
                     flip=bool(rng.random() < 0.5), colour=augment.colour_draws(rng, *r.colour),
-                    keys=rng.integers(2**62, size=2), path=str(index.path(number)))
+                    keys=rng.integers(2**62, size=2), path=name(index, number))
 
 
 class HeldOut(Dataset):
     """The held-out clips: the middle of each held-out row, the central square, no augmentation; None where unreadable."""
 
     def __init__(self, sources: list[Source], recipe: Recipe, vocabulary):
-        self.rows = [(source.index, int(i)) for source in sources for i in source.held]
-        self.recipe, self.vocabulary = recipe, vocabulary
+        self.sources, self.recipe, self.vocabulary = sources, recipe, vocabulary
+        self.ends = np.cumsum([len(source.held) for source in sources])
         self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
+        self.hands = Hands(0)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self.ends[-1])
 
     def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:
-        r, (index, number) = self.recipe, self.rows[i]
-        row, path = index[number], index.path(number)
+        k = int(np.searchsorted(self.ends, i, side="right"))
+        r, index, number = self.recipe, self.sources[k].index, int(self.sources[k].held[i - self.ends[k]])  # from the end
+        row = index[number]
+        self.hands.take(k, number)
         try:
-            with self.reader.open(path) as media:
+            with self.reader.open(*find(index, number)) as media:
                 first, last = starts(row, media.duration, r)
                 start = math.floor((first + last) / 2 * r.fps) / r.fps
                 box = augment.centre_box(media.width, media.height)
@@ -158,8 +171,64 @@ class HeldOut(Dataset):
                 audio = media.audio(start, r.samples, r.rate) if has_audio else np.zeros(r.samples, np.float32)
         except Unreadable as e:
             return None, [(str(e.path), e.reason)]
+        finally:
+            self.hands.drop()
         text, has_text = captions(row, start, r, self.vocabulary)
-        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text, path=str(path)), []
+        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text, path=name(index, number)), []
+
+
+def find(index: Index, number: int) -> tuple:
+    """The arguments of `Media` for a row; raises Unreadable where its path leaves the folder of the data"""
+    try:
+        return index.media(number)
+    except ValueError:
+        raise Unreadable(index.name(number), "path leaves its folder") from None
+
+
+def name(index: Index, number: int) -> str:
+    """What a row is called in messages"""
+    path, _, _, inside = find(index, number)
+    return inside or str(path)
+
+
+class Hands:
+    """What each worker of a loader has in hand, in memory that all processes share: so it is known when one dies or hangs."""
+
+    def __init__(self, workers: int):
+        self.table = torch.zeros(workers, 4, dtype=torch.float64).share_memory_()  # process, since (s), source, row
+
+    def take(self, source: int, number: int) -> None:
+        """Called in a worker before it opens a file"""
+        if worker := get_worker_info():
+            self.table[worker.id] = torch.tensor([os.getpid(), time.monotonic(), source, number], dtype=torch.float64)
+
+    def drop(self) -> None:
+        """Called in a worker behind it"""
+        if worker := get_worker_info():
+            self.table[worker.id, 1] = 0
+
+
+def lost(error: RuntimeError, *loaded: "Clips | HeldOut") -> str | None:
+    """What a loader's failed workers had in hand, in one line; None for an error that says nothing of workers.
+
+    It ends them all: one that hangs would not end by itself.
+    """
+    died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\)(.*)", str(error))
+    if not died and "DataLoader timed out" not in str(error):
+        return None
+    rows = [(clips, *row) for clips in loaded for row in clips.hands.table.tolist()]
+    busy = sorted((row for row in rows if row[2]), key=lambda row: row[2])
+    if died:
+        pids = set(map(int, died[1].split(",")))
+        busy, what = [row for row in busy if row[1] in pids], f"process {died[1]} of the loader{died[2].rstrip('. ')}"
+    else:
+        busy, what = busy[:1], f"a process of the loader took more than --timeout for a batch ({error})"
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for _, pid, *_ in rows:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL) if pid else None
+    files = [name(clips.sources[int(source)].index, int(number)) for clips, _, _, source, number in busy]
+    return f"{what}; it had in hand: {', '.join(files) or 'no file (is memory short? try fewer --workers)'}"
 
 
 def starts(row: Row, duration: float, r: Recipe) -> tuple[float, float]:
@@ -203,18 +272,35 @@ def ignore_signals(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def train_loader(clips: Clips, batch: int, rank: int, world: int, first: int, steps: int, workers: int, pin: bool):
-    """The batches of steps first .. steps - 1; process `rank` of `world` has as many slots as any other, in order."""
+def train_loader(clips: Clips, batch: int, rank: int, world: int, first: int, steps: int, workers: int, pin: bool,
+                 timeout: float = 0):
+    """The batches of steps first .. steps - 1; process `rank` of `world` has as many slots as any other, in order.
+
+    A batch that takes more than `timeout` seconds (0: for ever), or a worker that dies, raises RuntimeError: see `lost`.
+    """
     slots = range(rank * batch // world, (rank + 1) * batch // world)
+    clips.hands = Hands(workers)
     return DataLoader(clips, batch_sampler=Steps(first, steps, slots), num_workers=workers, collate_fn=collate,
-                      pin_memory=pin, worker_init_fn=ignore_signals)
+                      pin_memory=pin, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
 
 
-def held_out_loader(clips: HeldOut, batch: int, rank: int, world: int, workers: int) -> DataLoader:
-    """Every held-out clip once, over all processes"""
-    mine = list(range(rank, len(clips), world))
-    return DataLoader(clips, batch_size=batch, sampler=mine, num_workers=workers, collate_fn=collate,
-                      worker_init_fn=ignore_signals)
+def held_out_loader(clips: HeldOut, batch: int, rank: int, world: int, workers: int, timeout: float = 0) -> DataLoader:
+    """Every held-out clip once, over all processes; raises as `train_loader`"""
+    clips.hands = Hands(workers)
+    return DataLoader(clips, batch_size=batch, sampler=range(rank, len(clips), world), num_workers=workers,
+                      collate_fn=collate, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
+
+
+def shared_memory(recipe: Recipe, clips: int, workers: int, processes: int = 1) -> str | None:
+    """A warning where the batches that wait, of `clips` each, do not fit into the memory that processes share"""
+    shm = Path("/dev/shm")
+    if not (workers and shm.is_dir()):
+        return None
+    clip = 3 * recipe.frames * recipe.size**2 + 4 * recipe.samples + 8 * recipe.captions * recipe.words
+    need, free = (PREFETCH + 1) * workers * processes * clips * clip, shutil.disk_usage(shm).free
+    return None if need < free else (
+        f"warning: {workers} workers hold up to {need / 1e9:.1f} GB of batches in {shm}, which has {free / 1e9:.1f} GB: they "
+        f"may die of a bus error. Give it more (docker run --shm-size={math.ceil(1.2 * need / 1e9)}g), or take fewer --workers")
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -241,3 +327,19 @@ def ahead(batches, device: torch.device):
             tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused while this step needs it
         following = copied(next(batches, None))
         yield batch, failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python data.py pack`, `check` or `show`"""
+    import pack
+
+    p = argparse.ArgumentParser(description="Films, outside of training: pack them, check them, look at them.")
+    commands = p.add_subparsers(required=True)
+    for command in (pack,):
+        command.flags(commands)
+    args = p.parse_args(argv)
+    args.run(p, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -84,6 +84,14 @@ def write(folder: Path, root: Path, rows: Iterable[Row], packed: bool = False) -
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def point(folder: Path, at: Path) -> None:
+    """Makes `folder` stand for the index in `at`, which is not copied, as long as that one stays what it is."""
+    index = Index(at)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"format": FORMAT, "at": str(index.folder), "rows": index.rows, "crc": index.crc}
+    (folder / "index.json").write_text(json.dumps(head))
+
+
 def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int]:
     """Writes all files but index.json; -> {"rows": .., "cues": .., "crc": of all places}."""
     types, crc = types_of(packed), 0
@@ -130,6 +138,11 @@ class Index:
         self.folder = Path(folder).absolute()
         try:
             head = json.loads((self.folder / "index.json").read_text())
+            if "at" in head:
+                asked, self.folder = head, Path(head["at"])
+                head = json.loads((self.folder / "index.json").read_text())
+                if any(head[k] != asked[k] for k in ("rows", "crc")):
+                    raise ValueError(f"{self.folder} is not what it was when this was written")
             if head["format"] != FORMAT:
                 raise ValueError(f"format {head['format']}, not {FORMAT}")
             self.root = Path(os.path.normpath(self.folder / head["root"]))

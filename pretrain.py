@@ -6,6 +6,7 @@ What one step computes stands in `step.py`; here are the flags, the data, and th
 import argparse
 import dataclasses
 import math
+import os
 import sys
 import tempfile
 import time
@@ -41,7 +42,7 @@ RECIPES = {
              "save_every": 200, "eval_every": 200},
 }
 DEMO = Path("demo-data")
-MAY_DIFFER = {"out", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute"}
+MAY_DIFFER = {"out", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute", "timeout"}
 
 
 def flags() -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def flags() -> argparse.ArgumentParser:
                                 description="Pre-train VATT from video files. Without flags: the demo, in minutes on 2 cores.")
     g = p.add_argument_group("data")
     g.add_argument("--data", nargs="+", metavar="[KIND=]PATH", help="folders of videos; kinds: howto100m, audioset, folder, "
-                   "found out where not given (default: the demo's data, written to demo-data/)")
+                   "shards (of data.py pack), found out where not given (default: the demo's data, written to demo-data/)")
     g.add_argument("--weights", nargs="+", type=float, metavar="W", help="share of each source in a batch (default: equal)")
     g.add_argument("--val", metavar="PATH", help="held-out videos (default: 2%% of the files of --data, 1 to 200)")
     g.add_argument("--control", choices=("captions", "audio"), help="take these from another file: nothing can be learned")
@@ -91,6 +92,8 @@ def flags() -> argparse.ArgumentParser:
     g.add_argument("--eval-every", type=int, metavar="STEPS", help="retrieval on the held-out clips")
     g.add_argument("--max-bad", type=float, default=0.05, metavar="SHARE", help="of unreadable files among the last thousand, "
                    "past which the run stops; 1: never")
+    g.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="that the workers may take for a batch; then "
+                   "the run ends and names the file")
     g.add_argument("--dry-run", action="store_true", help="build everything, decode one batch, print it and leave")
     return p
 
@@ -123,7 +126,7 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
                         ("save_every", 1), ("eval_every", 1), ("vocabulary", 3), ("cache", 0), ("noise", 0), ("seed", 0)):
         if getattr(args, name) < least:
             p.error(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
-    for name in ("fps", "lr", "lr_end"):
+    for name in ("fps", "lr", "lr_end", "timeout"):
         if getattr(args, name) <= 0:
             p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
     if args.chunk is not None and args.chunk < 1:
@@ -163,9 +166,7 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
             roots = [datasets.parse_source(other)[1].resolve() for other in trained]
             if text is held and any(other in root.resolve().parents for other in roots):
                 raise ValueError(f"--val {held} lies inside --data and would be trained on: move it out")
-            problems: list[str] = []
-            index.write(folder, root, datasets.KINDS[kind](root, problems))
-            report(problems, run.out / f"problems-{number}.txt")
+            datasets.list_films(kind, root, folder, run.out / f"problems-{number}.txt")
         folders.append(folder)
     processes.wait()
     indexes = [index.Index(folder) for folder in folders]
@@ -177,14 +178,6 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
         return train, [data.Source(whole, np.arange(len(whole)))]
     train = [data.Source(i, index.held_out(i), w) for i, w in zip(indexes, weights, strict=True)]
     return train, train
-
-
-def report(problems: list[str], path: Path) -> None:
-    """What is wrong with the list of the data, before training starts"""
-    if problems:
-        path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="replace")
-        more = f"; all {len(problems)} are in {path}" if len(problems) > 10 else ""
-        print("\n".join(f"warning: {line}" for line in problems[:10]) + more, file=sys.stderr, flush=True)
 
 
 def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
@@ -259,10 +252,14 @@ def main(argv: list[str] | None = None) -> None:
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
                     f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
-    batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if short := processes.first and data.shared_memory(recipe, args.batch // world, args.workers, local):
+        print(short, file=sys.stderr, flush=True)
+    batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda",
+                                args.timeout)
     batches = data.ahead(batches, device)
     stop = Stop()
-    loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
+    loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers, args.timeout)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
     bar = tqdm(total=args.steps, initial=first, unit="step", disable=not (processes.first and sys.stderr.isatty()))
@@ -335,12 +332,16 @@ def main(argv: list[str] | None = None) -> None:
                 say(f"stopped at step {end}, saved in {args.out}; the same command goes on")
                 processes.end()
                 sys.exit(stop.code or 143)
+        results = retrieval(model, loader(), processes, args.precision)
     except data.TooManyBad as e:
         why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
         fail(2 if run.rows() == [] else 3, why)
+    except RuntimeError as e:
+        if why := data.lost(e, clips, held_out):
+            fail(3, f"{printable(why)}. The same command goes on; without that file, if it is to blame")
+        raise
     bar.close()
 
-    results = retrieval(model, loader(), processes, args.precision)
     if processes.first:
         run.add_results(results)
         print(f"\n{table(results, beside(args))}")

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from index import SHARD, Place, Row
+from index import SHARD, Place
 
 BLOCK = 1 << 20
 
@@ -56,11 +56,9 @@ class Writer:
         self.file.truncate(self.end)
         self.file.seek(self.end)
 
-    def add(self, number: int, film: Path, row: Row) -> Place:
-        """Appends the file `film` as clip `number`, and what `row` says of it"""
-        said = {"path": row.path, "start": row.start, "end": row.end, "captions": row.cues}
-        text = (json.dumps(said) + "\n").encode()
-        size = film.stat().st_size
+    def add(self, number: int, film: Path, said: dict) -> Place:
+        """Appends the file `film` as clip `number`, and what is said of it"""
+        text, size = (json.dumps(said) + "\n").encode(), film.stat().st_size
         if self.end and self.end + size + len(text) > self.limit:
             self.close()
             self.shard, self.end = self.shard + 1, 0

@@ -46,8 +46,8 @@ class Worker:
 
 def serve(function: Callable, pipe, parent: int) -> None:
     """The life of a worker: it ends with the process that started it, whatever ended that one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they come to the whole group; the first process decides
+        signal.signal(number, signal.SIG_IGN)
     while True:
         while not pipe.poll(1):
             if os.getppid() != parent:
@@ -61,11 +61,11 @@ def serve(function: Callable, pipe, parent: int) -> None:
 
 
 def each(function: Callable, tasks: Iterable, workers: int, patience: float) -> Iterator[tuple[Any, Any]]:
-    """(task, function(task)) in the order of the tasks, or (task, Lost) where it killed its process or took > patience s.
+    """(task, function(task)) in the order of the tasks, or (task, Lost) where it killed two processes or took > patience s.
 
     RuntimeError for an exception in `function`, which is a bug: what files do to it is for it to return.
     """
-    source, crew, given, done, first = enumerate(tasks), [], {}, {}, 0
+    source, crew, given, done, first, again = enumerate(tasks), [], {}, {}, 0, set()
     try:
         crew = [Worker(function) for _ in range(workers)]
         while True:
@@ -85,8 +85,12 @@ def each(function: Callable, tasks: Iterable, workers: int, patience: float) -> 
                     done[worker.number], worker.number = result, None
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
-                    done[worker.number] = Lost(f"killed the decoder ({death(worker.end())})")
-                    crew[busy[pipe]] = Worker(function)
+                    crew[busy[pipe]], number, code = Worker(function), worker.number, worker.end()
+                    if number in again:
+                        done[number] = Lost(f"killed the decoder ({death(code)})")
+                    else:  # it may have been somebody else's fault: memory, say
+                        again.add(number)
+                        crew[busy[pipe]].give(number, given[number])
             for i, worker in enumerate(crew):
                 if worker.number is not None and time.monotonic() - worker.since > patience:
                     worker.end()
