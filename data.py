@@ -331,14 +331,16 @@ def ahead(batches, device: torch.device):
 
 def main(argv: list[str] | None = None) -> None:
     """`python data.py pack`, `check` or `show`"""
+    import check
     import pack
+    import show
 
     p = argparse.ArgumentParser(description="Films, outside of training: pack them, check them, look at them.")
     commands = p.add_subparsers(required=True)
-    for command in (pack,):
+    for command in (pack, check, show):
         command.flags(commands)
     args = p.parse_args(argv)
-    args.run(p, args)
+    args.command(p, args)
 
 
 if __name__ == "__main__":

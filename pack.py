@@ -70,7 +70,7 @@ def flags(commands) -> None:
     p.add_argument("--shard-size", type=float, default=1.0, metavar="GB", help="of a shard (default: %(default)s)")
     p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     p.add_argument("--timeout", type=float, default=7200, metavar="SECONDS", help="that a film may take (default: %(default)s)")
-    p.set_defaults(run=run)
+    p.set_defaults(command=run)
 
 
 def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -137,7 +137,7 @@ def encode_all(args: argparse.Namespace, form: Form) -> collections.Counter:
                 line["clips"] = []
                 for film, begin, stop in found:
                     said = {"path": source.name(i), "start": begin, "end": stop if stop < math.inf else None,
-                            "captions": cut(source[i].cues, begin, stop) if not form.copy else source[i].cues}
+                            "captions": source[i].cues if form.copy else cut(source[i].cues, begin, stop)}
                     place = writer.add(clips, Path(film), said)
                     if place.shard != shard:
                         check(out / SHARD.format(shard), places)
@@ -218,7 +218,7 @@ def cut(cues: list[Cue], begin: float, end: float) -> list[Cue]:
     after = [i for i, cue in enumerate(cues) if cue.start > end]
     for side, edge in ((before, begin), (after, end)):
         inside += [side[k] for k in nearest([cues[i][:2] for i in side], edge, edge, NEIGHBOURS)]
-    return [Cue(cues[i].start - begin, cues[i].end - begin, cues[i].text) for i in sorted(inside)]
+    return [Cue(round(cues[i].start - begin, 3), round(cues[i].end - begin, 3), cues[i].text) for i in sorted(inside)]
 
 
 def listed(out: Path, source: Index, journal: Path) -> Path:
