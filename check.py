@@ -41,20 +41,19 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.workers < 1 or not args.timeout > 0:
         p.error("--workers must be at least 1, --timeout above 0")
     reasons, live = collections.Counter(), sys.stderr.isatty()
-    try:
-        with mendable(), tempfile.TemporaryDirectory() as scratch, open(
-            args.out, "w", newline="", encoding="utf-8", errors="replace"
-        ) as file:
+    with mendable(), tempfile.TemporaryDirectory() as scratch:
+        try:
             kind, root = datasets.parse_source(args.path)
             datasets.list_films(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
             index = Index(Path(scratch) / "index")
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(("path", "start", "end", "reason"))
             tasks = ((index.folder, i, args.whole) for i in range(len(index)))
             with (
+                open(args.out, "w", newline="", encoding="utf-8", errors="replace") as file,
                 closing(each(examine, tasks, args.workers, args.timeout)) as examined,
                 tqdm(examined, total=len(index), unit="clip", mininterval=0.5 if live else 60) as bar,
             ):
+                table = csv.writer(file, lineterminator="\n")
+                table.writerow(("path", "start", "end", "reason"))
                 for (_, i, _), found in bar:
                     if found is not None:
                         reason = found.reason if isinstance(found, Lost) else found
@@ -62,8 +61,8 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
                         table.writerow((printable(name(index, i)), *index[i][1:3], reason))
                         file.flush()
                         bar.set_postfix(broken=sum(reasons.values()), refresh=False)
-    except KeyboardInterrupt:
-        fail(130, f"stopped; what was found is in {args.out}")
+        except KeyboardInterrupt:
+            fail(130, f"stopped; what was found is in {args.out}")
     print(f"{len(index)} clips read, {sum(reasons.values())} broken{f': {args.out}' if reasons else ''}")
     for reason, count in reasons.most_common():
         print(f"{count:8}  {reason:24} {'#' * max(1, round(40 * count / len(index)))}")

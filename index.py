@@ -231,11 +231,14 @@ def held_out(index: Index, share: float = 0.02, least: int = 1, most: int = 200)
     # Ours: the paper names no held-out part of its pre-training data.
     files, enough = np.empty(0, np.uint64), math.ceil(most / share) if share else most + 1
     for start in range(0, len(index), BLOCK):                   # with more files than `enough`, `most` decides anyway
-        files = np.union1d(files, index.data["hashes"][start : start + BLOCK])[: enough + 1]
-    count = min(max(round(share * len(files)), least), most, len(files) - 1)
-    rows = [start + np.flatnonzero(np.isin(index.data["hashes"][start : start + BLOCK], files[:count]))
-            for start in range(0, len(index), BLOCK)]
-    return np.concatenate(rows)
+        block = index.data["hashes"][start : start + BLOCK]
+        files = np.union1d(files, block[block < files[-1]] if len(files) > enough else block)[: enough + 1]
+    count, rows = min(max(round(share * len(files)), least), most, len(files) - 1), []
+    for start in range(0, len(index) if count else 0, BLOCK):
+        block = index.data["hashes"][start : start + BLOCK]
+        near = np.flatnonzero(block <= files[count - 1])
+        rows.append(start + near[np.isin(block[near], files[:count])])
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
 def complement(k: int | np.ndarray, held: np.ndarray) -> np.int64 | np.ndarray:

@@ -81,12 +81,12 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.crf > 51 or args.fps > 240 or args.gop > 10_000:
         p.error("--crf is at most 51, --fps 240, --gop 10000")
     form = Form(*(getattr(args, name) for name in Form._fields))
-    try:
-        with mendable():
+    with mendable():
+        try:
             begin(args, form)
             finish(args.out, encode_all(args, form))
-    except KeyboardInterrupt:
-        fail(130, "stopped; the same command goes on")
+        except KeyboardInterrupt:
+            fail(130, "stopped; the same command goes on")
 
 
 def begin(args: argparse.Namespace, form: Form) -> None:
@@ -134,16 +134,17 @@ def encode_all(args: argparse.Namespace, form: Form) -> collections.Counter:
                 line["reason"] = found.reason if isinstance(found, Lost) else found
                 broken[line["reason"]] += 1
             else:
-                line["clips"] = []
+                line |= {"clips": [], "texts": []}
                 for film, begin, stop in found:
                     said = {"path": source.name(i), "start": begin, "end": stop if stop < math.inf else None,
                             "captions": source[i].cues if form.copy else cut(source[i].cues, begin, stop)}
-                    place = writer.add(clips, Path(film), said)
+                    place, text = writer.add(clips, Path(film), said)
                     if place.shard != shard:
                         check(out / SHARD.format(shard), places)
                         shard, places = place.shard, []
-                    places.append(place)
-                    line["clips"].append([*place, begin, stop if stop < math.inf else None])
+                    places += [place, text]
+                    line["clips"].append([*place, begin, said["end"]])
+                    line["texts"].append(text)
                     clips += 1
                     if not form.copy:
                         os.unlink(film)
@@ -173,20 +174,21 @@ def resume(journal: Path, out: Path) -> tuple[int, int, int, int, list[Place]]:
     rows = clips = shard = end = byte = 0
     places: list[Place] = []
     journal.touch()
-    last = max(out.glob("shard-*.tar*"), default=out)  # of those before it, `check` saw every byte when they were closed
+    there = {path.name.removesuffix(".partial"): path for path in sorted(out.glob("shard-*.tar*"))}
+    last = max(there, default="")  # of those before it, `check` saw every byte when they were closed
     with journal.open("r+b") as file:
         for text in file:
             try:
                 line = json.loads(text)
-                found = [Place(*clip[:4]) for clip in line.get("clips", ())]
+                found = [Place(*place[:4]) for place in (*line.get("clips", ()), *line.get("texts", ()))]
                 number, stop = line["end"]
             except (ValueError, KeyError, TypeError):
                 break  # a kill cut it short
-            name, places = SHARD.format(number), places if number == shard else []
+            names, places = {SHARD.format(place.shard) for place in found}, places if number == shard else []
             here = [place for place in found if place.shard == number]
-            if last.name.startswith(name) and damaged(last, here):
+            if not names <= there.keys() or (last in names and damaged(there[last], here)):
                 break
-            rows, clips, byte, shard, end = rows + 1, clips + len(found), byte + len(text), number, stop
+            rows, clips, byte, shard, end = rows + 1, clips + len(found) // 2, byte + len(text), number, stop
             places += here
         file.truncate(byte)
     return rows, clips, shard, end, places

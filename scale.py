@@ -103,5 +103,5 @@ def report(rows: list[dict]) -> str:
     return "\n".join(
         f"index of {r['clips']:,} clips ({r['bytes'] / 1e9:.2f} GB on disk): batch of {r['batch']} chosen in "
         f"{1e3 * r['choose_s']:.1f} ms and looked up in {1e3 * r['look_up_s']:.1f} ms; a worker has "
-        f"{r['worker_bytes'] / 1e6:.1f} MB of its own, {r['worker_grew_bytes'] / 1e6:+.2f} MB since its first batch; held-out clips found in "
-        f"{r['held_out_s']:.1f} s" for r in rows)
+        f"{r['worker_bytes'] / 1e6:.1f} MB of its own, {r['worker_grew_bytes'] / 1e6:+.2f} MB since its first "
+        f"batch; held-out clips found in {r['held_out_s']:.1f} s" for r in rows)

@@ -56,18 +56,19 @@ class Writer:
         self.file.truncate(self.end)
         self.file.seek(self.end)
 
-    def add(self, number: int, film: Path, said: dict) -> Place:
-        """Appends the file `film` as clip `number`, and what is said of it"""
+    def add(self, number: int, film: Path, said: dict) -> tuple[Place, Place]:
+        """Appends the file `film` as clip `number`, and what is said of it -> the places of both"""
         text, size = (json.dumps(said) + "\n").encode(), film.stat().st_size
         if self.end and self.end + size + len(text) > self.limit:
             self.close()
             self.shard, self.end = self.shard + 1, 0
             self.open()
         with film.open("rb") as content:
-            place = self.member(f"{number:09d}{film.suffix.lower()}", content, size)
-        self.member(f"{number:09d}.json", io.BytesIO(text), len(text))
+            places = (self.member(f"{number:09d}{film.suffix.lower()}", content, size),
+                      self.member(f"{number:09d}.json", io.BytesIO(text), len(text)))
+        self.file.flush()
         self.end = self.file.tell()
-        return place
+        return places
 
     def member(self, name: str, content, size: int) -> Place:
         """A header, `size` bytes of `content`, and zeros up to the next 512"""
