@@ -14,7 +14,8 @@ import av
 import numpy as np
 import pytest
 
-import decode
+import container as containers
+import pictures
 from decode import Media, Unreadable
 
 FPS = 25
@@ -142,6 +143,7 @@ def test_a_film_of_one_picture_shows_it_throughout(tmp_path):
             assert numbers(media.video(0, 5, 10)) == [9] * 5
             (_, frame), = media._frames("video", 0.0)
             frame.duration = 0  # as where neither file nor FFmpeg knows
+            media._pick = lambda *_: None
             media._frames = lambda *_, frame=frame: iter([(0.0, frame)])
             assert numbers(media.video(0, 5, 10)) == [9] * 5
 
@@ -161,7 +163,7 @@ def test_the_first_timestamp_of_a_file_is_time_0(tmp_path, name):
 
 def test_each_picture_is_converted_once_however_often_it_is_shown(tmp_path, monkeypatch):
     path, converted = film(tmp_path / "a.mp4", [numbered(i) for i in range(10)]), []
-    real = decode._graph
+    real = pictures._graph
 
     class Counting:
         def __init__(self, *given):
@@ -174,7 +176,7 @@ def test_each_picture_is_converted_once_however_often_it_is_shown(tmp_path, monk
         def vpull(self):
             return self.graph.vpull()
 
-    monkeypatch.setattr(decode, "_graph", Counting)
+    monkeypatch.setattr(pictures, "_graph", Counting)
     with Media(path) as media:
         assert numbers(media.video(0, 40, 50)) == [i // 2 % 10 for i in range(40)]
     assert len(converted) == len(set(converted)) == 10
@@ -183,6 +185,7 @@ def test_each_picture_is_converted_once_however_often_it_is_shown(tmp_path, monk
 def test_pictures_that_go_back_in_time_are_passed_over(tmp_path):
     with Media(film(tmp_path / "a.mp4", [numbered(i) for i in range(4)])) as media:
         frames = [frame for _, frame in media._frames("video", 0.0)]
+        media._pick = lambda *_: None
         media._frames = lambda *_: iter(zip((0.0, 0.4, 0.2, 0.8), frames, strict=True))
         assert numbers(media.video(0, 12, 10)) == [0] * 4 + [1] * 4 + [3] * 4
 
@@ -640,9 +643,9 @@ def test_a_picture_too_large_and_work_without_end_are_refused(tmp_path, monkeypa
     wide = film(tmp_path / "wide.mkv", [np.zeros((2, 16_400, 3), np.uint8)], codec="ffv1", pixels="bgr0")
     assert reason(wide) == "too large"
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "MAX_PIXELS", 48 * 60 - 1)
+        patch.setattr(containers, "MAX_PIXELS", 48 * 60 - 1)
         assert reason(path) == "too large"
-    monkeypatch.setattr(decode, "MAX_WORK", 30 * 48 * 60)
+    monkeypatch.setattr(containers, "MAX_WORK", 30 * 48 * 60)
     assert reason(path, lambda media: media.video(1.4, 2, 10)) == "too much to decode"
 
 
