@@ -18,17 +18,17 @@ class Reader:
         self.size, self.fps, self.rate, self.cache = size, fps, rate, cache
         self.kept, self.room = {}, cache * 1e9
 
-    def open(self, path) -> "Media | Decoded":
-        """For use in a `with`; raises Unreadable. Whether a film is in memory already does not change what is read of it."""
-        if path in self.kept:
-            return self.kept[path]
-        media = Media(path)
+    def open(self, path, offset: int = 0, size: int | None = None, name: str | None = None) -> "Media | Decoded":
+        """As `Media`. Whether a film is in memory already does not change what is read of it."""
+        if (path, offset) in self.kept:
+            return self.kept[path, offset]
+        media = Media(path, offset, size, name)
         if not self.cache or media.duration > LONGEST:
             return media
         with media:
             whole = Decoded(media, self.size, self.fps, self.rate)
         if whole.nbytes <= self.room:
-            self.kept[path], self.room = whole, self.room - whole.nbytes
+            self.kept[path, offset], self.room = whole, self.room - whole.nbytes
         return whole
 
 

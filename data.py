@@ -4,15 +4,22 @@
     flip (B,) bool   colour (B, 5) float32   keys (B, 2) int64 for DropToken of video and audio
 """
 
+import argparse
 import collections
+import contextlib
 import math
+import os
+import re
+import shutil
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import augment
 from cache import Reader
@@ -21,6 +28,8 @@ from index import Index, Row, complement
 from sampling import Slots, Steps, generator
 from subtitles import nearest
 
+PREFETCH = 2  # batches that a worker makes ahead; DataLoader's own default
+PATH = 1024   # bytes of a path that are remembered
 TRIES = 100  # files that one slot may try before the data are given up
 
 
@@ -78,7 +87,7 @@ class Bad:
         return f"{sum(self.reasons.values())} draws of {len(self.names)} unreadable files ({reasons})"
 
 
-class TooManyBad(ValueError):
+class TooManyBad(RuntimeError):
     """The data cannot be trusted any more: names what failed and why."""
 
 
@@ -88,31 +97,35 @@ class Clips(Dataset):
     def __init__(self, sources: list[Source], slots: Slots, recipe: Recipe, vocabulary, seed: int = 0):
         self.sources, self.slots, self.recipe, self.vocabulary, self.seed = sources, slots, recipe, vocabulary, seed
         self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
+        self.hands = Hands(0)
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
         step, slot = at
-        number, k = self.slots(step, slot)
-        source = self.sources[number]
-        return attempts(lambda k, rng: self.clip(source, k, rng), k, len(source), (self.seed, step, slot))
+        place, k = self.slots(step, slot)
+        source = self.sources[place]
 
-    def clip(self, source: Source, k: int, rng: np.random.Generator) -> dict:
-        """A random place of a random file: frames, the sound in sync with them, the captions nearest in time (3.4)"""
-        r, index = self.recipe, source.index
-        number = int(complement(k, source.held))
-        row = index[number]
-        sound, words = index.path(number), row
+        def clip(k: int, rng: np.random.Generator) -> dict:
+            number = int(complement(k, source.held))
+            with self.hands.hold(name(source.index, number)):
+                return self.clip(source, k, number, rng)
+
+        return attempts(clip, k, len(source), (self.seed, step, slot))
+
+    def clip(self, source: Source, k: int, number: int, rng: np.random.Generator) -> dict:
+        """A random place of file k, row `number`: frames, the sound in sync with them, the captions nearest in time (3.4)"""
+        r, index, other = self.recipe, source.index, number
+        row = words = index[number]
         if r.control:
             other = int(complement((k + len(source) // 2) % len(source), source.held))
-            sound = index.path(other) if r.control == "audio" else sound
             words = index[other] if r.control == "captions" else row
-        with self.reader.open(index.path(number)) as media:
+        with self.reader.open(*find(index, number)) as media:
             start = random_start(rng, row, media.duration, r)
             box = augment.random_box(rng, media.width, media.height, r.area)
             video = media.video(start, r.frames, r.fps, box, (r.size, r.size))
             has_audio = media.has_audio
             audio = media.audio(start, r.samples, r.rate) if has_audio and r.control != "audio" else None
         if r.control == "audio":
-            with self.reader.open(sound) as media:
+            with self.reader.open(*find(index, other)) as media:
                 has_audio = media.has_audio
                 audio = media.audio(start, r.samples, r.rate) if has_audio else None
         if not has_audio:
@@ -122,7 +135,7 @@ class Clips(Dataset):
         text, has_text = captions(words, start, r, self.vocabulary)
         return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text,
                     flip=bool(rng.random() < 0.5), colour=augment.colour_draws(rng, *r.colour),
-                    keys=rng.integers(2**62, size=2), path=str(index.path(number)))
+                    keys=rng.integers(2**62, size=2), path=name(index, number))
 
 
 def attempts(clip: Callable[[int, np.random.Generator], dict], k: int, n: int, numbers: tuple[int, ...]):
@@ -140,36 +153,102 @@ def attempts(clip: Callable[[int, np.random.Generator], dict], k: int, n: int, n
         except Unreadable as e:
             failed.append((str(e.path), e.reason))
     reasons = collections.Counter(reason for _, reason in failed).most_common()
-    raise TooManyBad(f"{TRIES} files in a row could not be read ({', '.join(f'{r}: {n}' for r, n in reasons)}), "
-                     f"the first is {failed[0][0]}: check --data")
+    raise TooManyBad(f"{TRIES} files in a row could not be read ({', '.join(f'{r}: {n}' for r, n in reasons)}): check "
+                     f"--data; they are {', '.join(list(dict.fromkeys(path for path, _ in failed))[:10])}")
 
 
 class HeldOut(Dataset):
     """The held-out clips: the middle of each held-out row, the central square, no augmentation; None where unreadable."""
 
     def __init__(self, sources: list[Source], recipe: Recipe, vocabulary):
-        self.rows = [(source.index, int(i)) for source in sources for i in source.held]
-        self.recipe, self.vocabulary = recipe, vocabulary
+        self.sources, self.recipe, self.vocabulary = sources, recipe, vocabulary
+        self.ends = np.cumsum([len(source.held) for source in sources])
         self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
+        self.hands = Hands(0)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self.ends[-1])
 
     def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:
-        r, (index, number) = self.recipe, self.rows[i]
-        row, path = index[number], index.path(number)
+        k = int(np.searchsorted(self.ends, i, side="right"))
+        r, index, number = self.recipe, self.sources[k].index, int(self.sources[k].held[i - self.ends[k]])  # from the end
+        row = index[number]
         try:
-            with self.reader.open(path) as media:
+            with self.hands.hold(name(index, number)), self.reader.open(*find(index, number)) as media:
                 first, last = starts(row, media.duration, r)
                 start = math.floor((first + last) / 2 * r.fps) / r.fps
                 box = augment.centre_box(media.width, media.height)
                 video = media.video(start, r.frames, r.fps, box, (r.size, r.size))
                 has_audio = media.has_audio
                 audio = media.audio(start, r.samples, r.rate) if has_audio else np.zeros(r.samples, np.float32)
+            text, has_text = captions(row, start, r, self.vocabulary)
         except Unreadable as e:
             return None, [(str(e.path), e.reason)]
-        text, has_text = captions(row, start, r, self.vocabulary)
-        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text, path=str(path)), []
+        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text, path=name(index, number)), []
+
+
+def find(index: Index, number: int) -> tuple:
+    """The arguments of `Media` for a row; raises Unreadable where its path leaves the folder of the data"""
+    try:
+        return index.media(number)
+    except ValueError:
+        raise Unreadable(index.name(number), "path leaves its folder") from None
+
+
+def name(index: Index, number: int) -> str:
+    """What a row is called in messages"""
+    path, _, _, inside = find(index, number)
+    return inside or str(path)
+
+
+class Hands:
+    """What each worker of a loader has in hand, in memory that all processes share: so it is known when one dies or hangs."""
+
+    def __init__(self, workers: int):
+        self.table = torch.zeros(workers, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: nothing in hand)
+        self.paths = torch.zeros(workers, PATH, dtype=torch.uint8).share_memory_()
+
+    @contextlib.contextmanager
+    def hold(self, path: str) -> Iterator[None]:
+        """Around all that a worker does with a file"""
+        worker = get_worker_info()
+        if worker:
+            text = np.frombuffer(path.encode("utf-8", "replace")[:PATH].ljust(PATH, b"\0"), np.uint8)
+            self.paths[worker.id] = torch.from_numpy(text.copy())
+            self.table[worker.id] = torch.tensor([os.getpid(), time.monotonic()], dtype=torch.float64)
+        try:
+            yield
+        finally:
+            if worker:
+                self.table[worker.id, 1] = 0
+
+    def read(self) -> list[tuple[int, float, str]]:
+        """(process, since, path) of each worker"""
+        return [(int(pid), since, bytes(path).rstrip(b"\0").decode("utf-8", "replace"))
+                for (pid, since), path in zip(self.table.tolist(), self.paths.tolist(), strict=True)]
+
+
+def lost(error: RuntimeError, *loaded: Dataset) -> str | None:
+    """What a loader's failed workers had in hand, in one line; None for an error that says nothing of workers.
+
+    It ends them all: one that hangs would not end by itself.
+    """
+    died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\)(.*)", str(error))
+    if not died and "DataLoader timed out" not in str(error):
+        return None
+    workers = [worker for clips in loaded for worker in clips.hands.read()]
+    busy = sorted((worker for worker in workers if worker[1]), key=lambda worker: worker[1])
+    if died:
+        pids = set(map(int, died[1].split(",")))
+        busy, what = [worker for worker in busy if worker[0] in pids], f"process {died[1]} of the loader{died[2].rstrip('. ')}"
+    else:
+        busy, what = busy[:1], f"a process of the loader took more than --timeout for a batch ({error})"
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for pid, *_ in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL) if pid else None
+    files = [path for *_, path in busy]
+    return f"{what}; it had in hand: {', '.join(files) or 'no file (is memory short? try fewer --workers)'}"
 
 
 def starts(row: Row, duration: float, r: Recipe) -> tuple[float, float]:
@@ -213,18 +292,35 @@ def ignore_signals(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def train_loader(clips: Clips, batch: int, rank: int, world: int, first: int, steps: int, workers: int, pin: bool):
-    """The batches of steps first .. steps - 1; process `rank` of `world` has as many slots as any other, in order."""
+def train_loader(clips: Clips, batch: int, rank: int, world: int, first: int, steps: int, workers: int, pin: bool,
+                 timeout: float = 0):
+    """The batches of steps first .. steps - 1; process `rank` of `world` has as many slots as any other, in order.
+
+    A batch that takes more than `timeout` seconds (0: for ever), or a worker that dies, raises RuntimeError: see `lost`.
+    """
     slots = range(rank * batch // world, (rank + 1) * batch // world)
+    clips.hands = Hands(workers)
     return DataLoader(clips, batch_sampler=Steps(first, steps, slots), num_workers=workers, collate_fn=collate,
-                      pin_memory=pin, worker_init_fn=ignore_signals)
+                      pin_memory=pin, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
 
 
-def held_out_loader(clips: HeldOut, batch: int, rank: int, world: int, workers: int) -> DataLoader:
-    """Every held-out clip once, over all processes"""
-    mine = list(range(rank, len(clips), world))
-    return DataLoader(clips, batch_size=batch, sampler=mine, num_workers=workers, collate_fn=collate,
-                      worker_init_fn=ignore_signals)
+def held_out_loader(clips: HeldOut, batch: int, rank: int, world: int, workers: int, timeout: float = 0) -> DataLoader:
+    """Every held-out clip once, over all processes; raises as `train_loader`"""
+    clips.hands = Hands(workers)
+    return DataLoader(clips, batch_size=batch, sampler=range(rank, len(clips), world), num_workers=workers,
+                      collate_fn=collate, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
+
+
+def shared_memory(recipe: Recipe, clips: int, workers: int, processes: int = 1) -> str | None:
+    """A warning where the batches that wait, of `clips` each, do not fit into the memory that processes share"""
+    shm = Path("/dev/shm")
+    if not (workers and shm.is_dir()):
+        return None
+    clip = 3 * recipe.frames * recipe.size**2 + 4 * recipe.samples + 8 * recipe.captions * recipe.words
+    need, free = (PREFETCH + 1) * workers * processes * clips * clip, shutil.disk_usage(shm).free
+    return None if need < free else (
+        f"warning: {workers} workers hold up to {need / 1e9:.1f} GB of batches in {shm}, which has {free / 1e9:.1f} GB: they "
+        f"may die of a bus error. Give it more (docker run --shm-size={math.ceil(1.2 * need / 1e9)}g), or take fewer --workers")
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -251,3 +347,21 @@ def ahead(batches, device: torch.device):
             tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused while this step needs it
         following = copied(next(batches, None))
         yield batch, failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python data.py pack`, `check` or `show`"""
+    import check
+    import pack
+    import show
+
+    p = argparse.ArgumentParser(description="Films, outside of training: pack them, check them, look at them.")
+    commands = p.add_subparsers(required=True)
+    for command in (pack, check, show):
+        command.flags(commands)
+    args = p.parse_args(argv)
+    args.command(p, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
     folder       any folder of videos, with subtitles beside them or none
     howto100m    videos, and their captions in one caption.json or in a csv each (Section 4.1)
     audioset     videos, and *_segments.csv: ten seconds of each, no text (Section 4.1)
+    shards       what `python data.py pack` wrote of any of them: these have their index already
 
 Each takes the root and a list `problems`, to which it adds a line for what it passes over, and one for what is missing.
 """
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import index
 import subtitles
-from index import Row
+from index import SHARD, Row
 
 VIDEOS = frozenset((
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m2v",
@@ -65,9 +67,21 @@ def kind(path: Path) -> str:
         names = os.listdir(path)
     except OSError as error:
         raise ValueError(f"--data {path} cannot be listed ({error.strerror}): name a folder you may read") from None
+    if SHARD.format(0) in names and "index" in names:
+        return "shards"
     if any(name in CAPTIONS for name in names):
         return "howto100m"
     return "audioset" if any(map(SEGMENTS.fullmatch, names)) else "folder"
+
+
+def list_films(kind: str, root: Path, folder: Path, problems: Path) -> None:
+    """Makes the index `folder` of a source, and of what is wrong with it the file `problems`, also said on stderr."""
+    if kind == "shards":
+        index.point(folder, root / "index")
+        return
+    found = subtitles.Problems(problems)
+    index.write(folder, root, KINDS[kind](root, found))
+    found.warn()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -269,6 +283,6 @@ def summarize(problems: list[str], count: int, what: str, first: str = "") -> No
         problems.append(subtitles.printable(f"{what}, first: {first}"))
 
 
-KINDS: dict[str, Callable[[Path, list[str]], Iterator[Row]]] = {
-    "howto100m": howto100m, "audioset": audioset, "folder": folder,
+KINDS: dict[str, Callable[[Path, list[str]], Iterator[Row]] | None] = {
+    "howto100m": howto100m, "audioset": audioset, "folder": folder, "shards": None,     # which bring their index
 }

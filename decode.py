@@ -5,80 +5,34 @@
         film.audio(start, samples, rate)             (S,) float32          one channel in [-1, 1], in step with them
 
 Times are seconds from the first timestamp of the file, whichever stream it belongs to. A box is (left, top, right,
-bottom) in fractions of the picture as displayed. Files are strangers' work: only plain media formats are let in,
-nothing but the file itself is opened, what is damaged is passed over, and the work that a call may do is bounded.
+bottom) in fractions of the picture as displayed.
+
+Pictures are read in one of two ways, which give the same to the bit: `_pick` decodes only those that are drawn and those
+that others are made from, where packets tell which these are; `_draw` decodes all of them, and gets along with anything.
 """
 
 import math
-import os
-import stat
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import chain
 
 import av
 import numpy as np
-from av.sidedata.sidedata import SideDataContainer
 
-MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # a larger picture is refused before it is decoded
-MAX_WORK = 2e10                            # pixels decoded by one call; a packet that is read counts as 1e4
-EPS = 1e-6                                 # seconds: files round their timestamps, FFmpeg the first of them
-PREROLL, MARGIN, GAP = 0.3, 0.05, 0.05     # seconds of sound: decoded ahead, kept ahead, taken for a break
+from container import EPS, Container, Unreadable, rate_of
+from pictures import Box, Painter, displayed
+from sounds import Mixer
 
-OPTIONS = {
-    # Never a playlist or a script (hls, concat, dash, sdp, ..): those open other files and addresses.
-    "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf,rm,h264,hevc,obu,ivf,gif,mp3,wav,"
-                        "w64,aiff,caf,flac,aac,ac3,eac3,amr,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,image2",
-    "protocol_whitelist": "file",
-    "pattern_type": "none",                # a % in the name of a picture stands for itself
-    "max_pixels": str(MAX_PIXELS),
-}
-# A title that is not UTF-8 stops PyAV 18 unless told to pass over it; PyAV 19 always does, and does not know the word.
-LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+PREROLL = 0.3              # seconds of sound decoded ahead, until the decoder has swung in
+# Codecs whose pictures say whether others are made from them. (Those of HEVC say it only for pictures of their own layer.)
+SKIPPABLE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
+UNTIMED = {"avi", "mpeg"}  # no times of display; wrong ones after a seek
+MAX_HELD = 1e8             # bytes of packets that wait for it to be known which of them are drawn
 
 
-class Unreadable(Exception):
-    """A file that cannot give what was asked; `reason` is one of a few fixed phrases, fit for counting."""
-
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path!r}: {self.reason}"
-
-
-class Media:
-    """A media file, open for its pictures and its sound; for use in a `with`. Raises Unreadable.
-
-    `has_video`, `has_audio`: a cover picture is no video, and a stream without a decoder is absent.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path, self._container, self._work = os.fsdecode(path), None, 0.0
-        try:
-            status = os.stat(self.path)
-        except (OSError, ValueError):
-            raise Unreadable(self.path, "no such file") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable(self.path, "not a file")
-        if not status.st_size:
-            raise Unreadable(self.path, "empty file")
-        self._open()
-        self.has_video, self.has_audio = "video" in self._streams, "audio" in self._streams
-
-    def __enter__(self) -> "Media":
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        """Lets go of the file; to do so twice does no harm."""
-        if self._container:
-            self._container.close()
-        self._container, self._streams = None, {}
+class Media(Container):
+    """A media file, open for its pictures and its sound; for use in a `with`. Raises Unreadable."""
 
     @cached_property
     def duration(self) -> float:
@@ -93,25 +47,25 @@ class Media:
     width = property(lambda self: self._displayed[0], doc="Pixels as displayed: turned upright, made square.")
     height = property(lambda self: self._displayed[1], doc="Pixels as displayed.")
 
-    def video(self, start: float, frames: int, fps: float, box: tuple[float, float, float, float] = (0, 0, 1, 1),
+    def video(self, start: float, frames: int, fps: float, box: Box | Callable[[int, int], Box] = (0, 0, 1, 1),
               size: tuple[int, int] = (224, 224)) -> np.ndarray:
         """The pictures shown at start + i / fps, cut to `box`, resized to `size` = (H, W): (frames, H, W, 3) uint8.
 
-        Shown at t is the last one whose timestamp is at most t; before the first one, the first.
+        Shown at t is the last one whose timestamp is at most t; before the first one, the first. A box may be a function
+        of width and height that gives one, which is cheaper than to ask for them first.
         """
         if not (0 <= start < math.inf and frames >= 1 and fps > 0 and min(size) >= 1):
             raise ValueError(f"{self.path!r}: video wants start >= 0, frames >= 1, fps > 0 and sizes >= 1")
-        if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            raise ValueError(f"{self.path!r}: a box has 0 <= left < right <= 1 and 0 <= top < bottom <= 1, not {box}")
         if not self.has_video:
             raise Unreadable(self.path, "no video")
         self._work = 0.0
         out = np.empty((frames, *size, 3), np.uint8)
-        paint = _Painter(out, box)
+        chosen = (lambda width, height: self._checked(box(width, height))) if callable(box) else self._checked(box)
+        paint = Painter(out, chosen, self._stretch)
         wanted = deque((start + i / fps, i) for i in range(frames))
         try:
             while wanted:
-                end = self._draw(wanted, paint)
+                end = self._pick(wanted, paint) or self._draw(wanted, paint)
                 if len(wanted) == frames:
                     raise Unreadable(self.path, "start past the end")
                 # Official: a clip that runs past the end of the film goes on from its beginning (DMVR loops).
@@ -119,8 +73,30 @@ class Media:
         except Unreadable:
             raise
         except Exception as error:
+            if paint.asking:
+                raise
             raise Unreadable(self.path, "decoding failed") from error
         return out
+
+    def pictures(self, start: float, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """All pictures shown at start + i / fps, whole, (H, W, 3) uint8 each, one after the other to the end of the film."""
+        if not self.has_video:
+            raise Unreadable(self.path, "no video")
+        out, i = np.empty((1, *size, 3), np.uint8), 0
+        paint = Painter(out, (0, 0, 1, 1))
+        try:
+            self._work = 0.0
+            for time, until, frame in self._shown(start):
+                while start + i / fps < until - EPS:
+                    paint(0, time, frame)
+                    yield out[0]
+                    i, self._work = i + 1, 0.0
+        except Unreadable:
+            raise
+        except Exception as error:
+            raise Unreadable(self.path, "decoding failed") from error
+        if not i:
+            raise Unreadable(self.path, "start past the end")
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
         """The sound from `start` on, its channels mixed into one, at `rate` Hz: (samples,) float32 in [-1, 1].
@@ -133,56 +109,19 @@ class Media:
             raise ValueError(f"{self.path!r}: audio wants start >= 0, samples >= 1 and rate >= 1")
         self._work = 0.0
         # Ours: silence past the end of the sound (official: it loops, as the pictures do).
-        out, run, heard, until = np.zeros(samples, np.float32), [], False, 0.0
+        mix = Mixer(start, samples, rate)
         try:
             for time, block in self._frames("audio", start - PREROLL, late=PREROLL / 3):
-                if block.sample_rate < 1000:  # a lie that would make a few samples hours
-                    continue
-                heard, seconds = True, block.samples / block.sample_rate
-                if time > start + samples / rate + MARGIN:
+                if not mix(time, block):
                     break
-                if time + seconds < start - MARGIN:
-                    continue
-                if run and (abs(time - until) > GAP or _kind(block) != _kind(run[0][1])):
-                    _lay(out, run, start, rate)
-                    run = []
-                run.append((time, block))
-                until = time + seconds
-            if run:
-                _lay(out, run, start, rate)
+            wave = mix.wave()
         except Unreadable:
             raise
         except Exception as error:
             raise Unreadable(self.path, "decoding failed") from error
-        if not heard:
+        if not mix.heard:
             raise Unreadable(self.path, "no sound decodes")
-        return np.clip(np.nan_to_num(out, posinf=1.0, neginf=-1.0), -1.0, 1.0)
-
-    def _open(self):
-        """Opens the file; where it is open already, anew: the one way back to its beginning that works for all."""
-        self.close()
-        try:
-            self._container = av.open("file:" + self.path, options=OPTIONS, **LENIENT)
-        except Exception as error:
-            reason = "not a media file" if os.access(self.path, os.R_OK) else "no permission"
-            raise Unreadable(self.path, reason) from error
-        self._origin = (self._container.start_time or 0) / av.time_base
-        for stream in (*self._container.streams.video, *self._container.streams.audio):
-            context, cover = stream.codec_context, stream.disposition & av.stream.Disposition.attached_pic
-            if not context or cover or not (context.width if stream.type == "video" else context.sample_rate):
-                continue
-            # One thread a file, and more files at once; frame threads can also hang where a file is closed early.
-            context.thread_count, context.thread_type = 1, "SLICE"
-            context.options = {"max_pixels": str(MAX_PIXELS)}
-            self._streams.setdefault(stream.type, stream)
-        reason = None if self._streams else "no video and no sound"
-        if "video" in self._streams:
-            width, height = self._streams["video"].width, self._streams["video"].height
-            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                reason = "too large"
-        if reason:
-            self.close()
-            raise Unreadable(self.path, reason)
+        return wave
 
     @cached_property
     def _displayed(self) -> tuple[int, int]:
@@ -193,9 +132,16 @@ class Media:
         _, frame = next(self._frames("video", 0.0), (None, None))
         if frame is None:
             raise Unreadable(self.path, "no frame decodes")
-        stretch = float(self._streams["video"].sample_aspect_ratio or 1)
-        width = max(round(frame.width * stretch), 1) if 0.1 <= stretch <= 10 else frame.width
-        return (frame.height, width) if _turn(frame)[1] else (width, frame.height)
+        return displayed(frame, self._stretch)
+
+    @property
+    def _stretch(self) -> float:
+        return float(self._streams["video"].sample_aspect_ratio or 1)
+
+    def _checked(self, box: Box) -> Box:
+        if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+            raise ValueError(f"{self.path!r}: a box has 0 <= left < right <= 1 and 0 <= top < bottom <= 1, not {box}")
+        return box
 
     def _measure(self, kind: str) -> float:
         """Seconds from time 0 to the end, by reading every packet and decoding none."""
@@ -205,12 +151,80 @@ class Media:
         for packet in self._packets(stream):
             length = (packet.duration or 0) * unit
             if packet.pts is None:
-                end += length or 1 / _rate(stream)
+                end += length or 1 / rate_of(stream)
             else:
                 end = max(end, packet.pts * unit - self._origin + length)
         return end
 
-    def _draw(self, wanted: deque, paint: "_Painter") -> float:
+    def _pick(self, wanted: deque, paint: Painter) -> float | None:
+        """As `_draw`, but decodes no picture that is neither drawn nor needed for one that is.
+
+        None, and `wanted` as it was, where the packets do not tell which those are, or what comes out is not what they tell.
+        """
+        if self._streams["video"].codec_context.name not in SKIPPABLE or self._container.format.name in UNTIMED:
+            return None
+        packets = self._hold(wanted[0][0], wanted[-1][0])
+        shown = sorted((p.pts, p.duration or 0) for p in packets if not p.is_discard)
+        times = [self._time(self._streams["video"], pts) for pts, _ in shown]
+        if not times or len(set(times)) < len(times):
+            return None
+        gap = times[-1] - times[-2] if len(times) > 1 else 0.0
+        end = times[-1] + self._length(gap, shown[-1][1])
+        ends = [time - EPS for time in (*times[1:], end)]
+        drawn, places = [(t, i) for t, i in wanted if t < ends[-1]], {}
+        for t, i in drawn:
+            places.setdefault(shown[bisect_right(ends, t)][0], []).append(i)
+        if not drawn or not self._paint(packets, places, paint):
+            paint.drawn.clear()
+            return None
+        for _ in drawn:
+            wanted.popleft()
+        return end
+
+    def _hold(self, t: float, until: float) -> list:
+        """The packets of the video from a key frame at or before t until none to come is shown by `until`; [] if in doubt."""
+        for stream, _ in self._places("video", t):
+            packets, size = [], 0
+            for packet in self._packets(stream):
+                if packet.pts is None or (packet.dts is not None and packet.dts > packet.pts):
+                    return []
+                if packets or packet.is_keyframe:
+                    packets.append(packet)
+                    size += packet.size
+                if size > MAX_HELD:
+                    return []
+                # Nothing is shown before it is decoded.
+                if packet.dts is not None and self._time(stream, packet.dts) > until + EPS:
+                    break
+            first = self._time(stream, packets[0].pts) if packets else math.inf
+            if first <= self._due(stream, t) + EPS:
+                # Pictures that are shown before the key frame they follow are made from others before it.
+                return packets if first <= t + EPS or packets[0].pts == min(p.pts for p in packets) else []
+        return []
+
+    def _paint(self, packets: list, places: dict[int, list[int]], paint: Painter) -> bool:
+        """Paints the pictures of some timestamps, each at its places; False where one does not come, or may not be whole."""
+        context, needed = packets[0].stream.codec_context, set(places)
+        while packets and packets[-1].pts not in needed:
+            packets.pop()
+        try:
+            for packet in (*packets, None):
+                context.skip_frame = "DEFAULT" if packet is None or packet.pts in needed else "NONREF"
+                try:
+                    frames = context.decode(packet)
+                except Exception:  # as in _decode
+                    return False
+                for frame in frames:
+                    self._spend(frame.width * frame.height)
+                    if frame.interlaced_frame:  # the packet may have been that of one of its two fields
+                        return False
+                    for i in places.pop(frame.pts, ()):
+                        paint(i, self._time(packets[0].stream, frame.pts), frame)
+        finally:
+            context.skip_frame = "DEFAULT"
+        return not places
+
+    def _draw(self, wanted: deque, paint: Painter) -> float:
         """Draws the i-th picture, the one shown at t, for each (t, i) of `wanted` in order, and takes it off.
 
         Stops after the last one, or leaves those past the end of the film, and returns that end in seconds.
@@ -236,147 +250,9 @@ class Media:
                 gap = later - time
             time, shown = later, frame
         if shown is not None:
-            stream = self._streams["video"]
-            length = max(gap, (shown.duration or 0) * float(stream.time_base)) or 1 / _rate(stream)
-            yield time, time + length, shown
+            yield time, time + self._length(gap, shown.duration), shown
 
-    def _frames(self, kind: str, t: float, late: float = EPS) -> Iterator[tuple]:
-        """(seconds, frame) in order of display, from one at most `late` after t, or from the first of all, to the end.
-
-        From the key frame before t. If the file has no index or a wrong one, or is damaged there, a seek fails or comes
-        out late; then from further and further back, and at last from the beginning.
-        """
-        stream = self._streams[kind]
-        unit = float(stream.time_base)
-        latest = max(t, (stream.start_time or 0) * unit - self._origin) + late
-        # In a program stream the first timestamps after a seek are wrong.
-        for back in (0, 1, 4, 16, 64, 256, 1024, 4096)[2 * (self._container.format.name == "mpeg"):]:
-            if 0 < back > t:
-                break
-            try:
-                self._container.seek(math.floor((t - back + self._origin + EPS) / unit), stream=stream)
-            except (av.FFmpegError, OverflowError):
-                continue
-            frames = self._decode(stream, sought=True)
-            first = next(frames, None)
-            if first and first[0] <= latest:
-                yield first
-                yield from frames
-                return
-        self._open()
-        yield from self._decode(self._streams[kind])
-
-    def _decode(self, stream, sought: bool = False) -> Iterator[tuple]:
-        """(seconds, frame) from where the file stands to its end; what does not decode is passed over."""
-        context, unit, is_video = stream.codec_context, float(stream.time_base), stream.type == "video"
-        # AVI keeps no times of display, and those that FFmpeg makes up are out of order where there are B frames: there
-        # it is the time of the packet that brought the picture out, less the delay of the decoder.
-        by_packet = is_video and self._container.format.name == "avi"
-        following = None if sought else self._origin / unit
-        for packet in chain(self._packets(stream), [None]):
-            try:
-                frames = context.decode(packet)
-            except Exception:  # a damaged packet can raise more than PyAV's own errors
-                continue
-            for frame in frames:
-                stamp = frame.pts
-                if by_packet:
-                    stamp = None if frame.dts is None else frame.dts - context.reorder_depth
-                if stamp is None:
-                    stamp = following
-                if stamp is None:  # in the middle of the file, with nothing to count from
-                    return
-                if is_video:
-                    self._spend(frame.width * frame.height)
-                    following = stamp + (frame.duration or 1 / (_rate(stream) * unit))
-                else:
-                    following = stamp + frame.samples / frame.sample_rate / unit
-                yield stamp * unit - self._origin, frame
-
-    def _packets(self, stream) -> Iterator:
-        """The packets of a stream that hold anything; an empty one would tell the decoder that the file is over."""
-        packets = self._container.demux(stream)
-        while True:
-            try:
-                packet = next(packets)
-            except Exception:  # the end, or damage that the container does not get over
-                return
-            if packet.size:
-                self._spend(1e4)
-                yield packet
-
-    def _spend(self, work: float):
-        self._work += work
-        if self._work > MAX_WORK:
-            raise Unreadable(self.path, "too much to decode")
-
-
-class _Painter:
-    """Pictures to RGB, cut to a box and resized, each of them once: paint(i, seconds, frame) -> out[i], (H, W, 3)."""
-
-    def __init__(self, out: np.ndarray, box: tuple[float, float, float, float]):
-        self.out, self.box, self.kind, self.drawn = out, box, None, {}
-
-    def __call__(self, i: int, time: float, frame):
-        if time in self.drawn:
-            self.out[i] = self.out[self.drawn[time]]
-            return
-        kind = (frame.width, frame.height, frame.format.name, _turn(frame))
-        if kind != self.kind:  # at the first one, and where the film changes
-            self.kind, self.graph = kind, _graph(frame, self.box, self.out.shape[1:3])
-        self.graph.vpush(frame)
-        self.out[i], self.drawn[time] = self.graph.vpull().to_ndarray(), i
-
-
-def _graph(frame, box, size) -> "av.filter.Graph":
-    """Filters that turn a picture upright, cut it, resize it, and make it RGB."""
-    turn, across = _turn(frame)
-    width, height = (frame.height, frame.width) if across else (frame.width, frame.height)
-    x, y = int(box[0] * width) // 2 * 2, int(box[1] * height) // 2 * 2  # even: colour may have half the resolution
-    w, h = max(round(box[2] * width) - x, 1), max(round(box[3] * height) - y, 1)
-    graph = av.filter.Graph()
-    graph.threads = 1
-    given = {"video_size": f"{frame.width}x{frame.height}", "pix_fmt": frame.format.name, "time_base": "1/1000"}
-    # Ours: swscale's bilinear, with antialiasing, while decoding (official: without, on stored, already small frames).
-    scale = f"{size[1]}:{size[0]}:flags=bilinear+full_chroma_int+full_chroma_inp+accurate_rnd"
-    steps = [*turn, ("crop", f"{w}:{h}:{x}:{y}:exact=1"), ("scale", scale), ("format", "rgb24"), ("buffersink", None)]
-    graph.link_nodes(graph.add("buffer", **given), *(graph.add(name, how) for name, how in steps)).configure()
-    return graph
-
-
-def _turn(frame) -> tuple[tuple, bool]:
-    """The filters that turn a picture upright, and whether width and height change places (its display matrix)."""
-    try:
-        # Not frame.side_data: that would be a cycle, and megabytes of pictures would wait for the garbage collector.
-        matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
-        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist() if matrix else (1, 0, 0, 0, 1)
-    except ValueError:  # other side data that PyAV 18 does not know; the angle alone can be had
-        a, b, c, d = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))[round(frame.rotation / 90) % 4]
-    if abs(b) > abs(a):
-        way = {(1, 1): "cclock_flip", (1, 0): "clock", (0, 1): "cclock", (0, 0): "clock_flip"}[b > 0, c > 0]
-        return (("transpose", way),), True
-    return tuple((name, None) for name, on in (("hflip", a < 0), ("vflip", d < 0)) if on), False
-
-
-def _rate(stream) -> float:
-    """Frames a second as the file states them, where that can be believed."""
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return rate if 0 < rate <= 240 else 25.0
-
-
-def _kind(block) -> tuple:
-    return block.format.name, block.layout.name, block.sample_rate
-
-
-def _lay(out: np.ndarray, run: list, start: float, rate: int):
-    """Mixes blocks of sound that follow each other, (seconds, block), to one channel at `rate` Hz and fills out."""
-    # Loud channels together are scaled to stay within 1, as a mix in integers is, not cut off.
-    resampler = av.AudioResampler("flt", "mono", rate, options={"rematrix_maxval": "1.0"})
-    mixed = [part for _, block in [*run, (None, None)] for part in resampler.resample(block) if part is not None]
-    wave = np.concatenate([part.to_ndarray()[0] for part in mixed])
-    # Their times may be rounded to a millisecond, or jitter: samples just follow each other, from the median of all.
-    elapsed = np.cumsum([0.0, *(block.samples / block.sample_rate for _, block in run[:-1])])
-    begin = round((float(np.median([time for time, _ in run] - elapsed)) - start) * rate)
-    wave, begin = wave[max(-begin, 0):], max(begin, 0)
-    wave = wave[:max(len(out) - begin, 0)]
-    out[begin:begin + len(wave)] = wave
+    def _length(self, gap: float, duration: int | None) -> float:
+        """Seconds for which the last picture is shown: as the one before it, or as the file says, whichever is longer"""
+        stream = self._streams["video"]
+        return max(gap, (duration or 0) * float(stream.time_base)) or 1 / rate_of(stream)

@@ -19,7 +19,7 @@ def report(gradients: Step, batch: dict, clips: int, steps: int, world: int) -> 
     batch: decoded clips on the device, two at least; the first ones are sent through the model to see what it keeps.
     """
     model = gradients.model
-    lines = [f"{name:9} {tuple(x.shape)} {x.dtype}" for name, x in batch.items() if torch.is_tensor(x)]
+    lines = [shapes(batch)]
     parts = vatt.parts(model)
     total = sum(parts.values())
     named = {"tokens": sum(n for part, n in parts.items() if part.startswith("tokens")),
@@ -46,6 +46,11 @@ def report(gradients: Step, batch: dict, clips: int, steps: int, world: int) -> 
         lines += [f"memory {whole / 1e9:.1f} GB is what {torch.cuda.get_device_name(device)} has"
                   + (": add --chunk or --recompute, or lower --batch" if need > whole else "")]
     return "\n".join(lines)
+
+
+def shapes(batch: dict) -> str:
+    """A line for each tensor of a batch"""
+    return "\n".join(f"{name:9} {tuple(x.shape)} {x.dtype}" for name, x in batch.items() if torch.is_tensor(x))
 
 
 def flops(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:

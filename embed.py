@@ -42,7 +42,7 @@ def vectors(model: vatt.Trained, items: list[Item], recipe: views.Recipe, space:
     """Batch by batch, in order: vectors (B, d) of length 1, NaN for a file that could not be read; what failed, and why."""
     items = [item._replace(target=()) for item in items]
     width, done = model.config.d_va if space == "va" else model.config.d_vt, 0
-    for part, failed in views.test_loader(views.Testing(items, 0, recipe), batch, 0, 1, workers):
+    for part, failed in views.loader(views.Testing(items, 0, recipe), batch, 0, 1, workers):
         rows = torch.full((len(failed) + (len(part["x"]) if part else 0), width), math.nan)
         if part:
             x = views.inputs(part["x"].flatten(0, 1).to(model.device))

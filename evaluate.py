@@ -96,7 +96,7 @@ def table(results: dict, beside: dict[str, dict], title: str = "held-out retriev
 def classify(model, loader, processes, per_class: bool = False) -> dict:
     """Metrics of a `classifier.Classifier` on files with classes: what it says of all views of a file together.
 
-    loader: batches of `views.test_loader`, each process its own; every file counts once with any number of processes, and
+    loader: batches of `views.loader`, each process its own; every file counts once with any number of processes, and
     those that cannot be read are "unreadable", with the reason, and in no score.
     """
     was_training = model.training
@@ -145,7 +145,7 @@ def classify_command(args, processes: Processes) -> None:
         windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
         recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops)
         dataset = views.Testing(items, len(model.classes), recipe)
-    scores = classify(model, views.test_loader(dataset, args.batch, processes.rank, processes.world, args.workers), processes,
+    scores = classify(model, views.loader(dataset, args.batch, processes.rank, processes.world, args.workers), processes,
                       per_class=True)
     if not processes.first:
         return

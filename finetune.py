@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 import demo
 import downstream
+import dry_run
 import evaluate
 import linear
 import loop
@@ -244,10 +245,14 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
                 run.save_best(step, model.state_dict())
         return {**scores, "best": best}
 
-    if fit.steps and not loop.train(args, run, processes, model=model, summary=lambda row: summary(row, name), **fit.steps,
-                                    held_out=lambda step: {name: held_out(step)[name]}):
-        return {}
-    scores = held_out(args.steps)
+    with loop.reading(run, *fit.loaded):
+        if args.dry_run:
+            processes.print(dry_run.shapes(next(fit.steps["batches"])[0]) if fit.steps else "an SVM has no steps")
+            return {}
+        if fit.steps:
+            loop.train(args, run, processes, model=model, summary=lambda row: summary(row, name), **fit.steps,
+                       held_out=lambda step: {name: held_out(step)[name]})
+        scores = held_out(args.steps)
     if processes.first:
         run.add_results({args.task: scores})
         more = vatt.share(model, args.out)
@@ -262,12 +267,13 @@ def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
     rank, world, device = processes.rank, processes.world, processes.device
     classes = len(found.classes)
     test = views.Testing(found.test, classes, recipe)
-    loader = lambda: views.test_loader(test, max(1, args.batch // world), rank, world, args.workers)
+    loader = lambda: views.loader(test, max(1, args.batch // world), rank, world, args.workers, args.timeout)
     net = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
     optimizer = SGD(model.parameters(), args.lr)
     first, bad = loop.resume(run, args, processes, model, optimizer, state, model.describe())
     training = views.Training(found.train, classes, recipe, args.batch, args.seed)
-    batches = data.train_loader(training, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
+    batches = data.train_loader(training, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda",
+                                args.timeout)
 
     def gradients(batch: dict, step: int) -> dict[str, torch.Tensor]:
         x, y = views.inputs(batch["x"], batch["flip"], batch["colour"]), batch["y"].to(model.dtype)
@@ -297,7 +303,7 @@ def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
             torch.nn.utils.clip_grad_norm_(model.backbone.parameters(), args.clip)
         optimizer.step()
 
-    return loop.Fit(model, loader, bad, dict(
+    return loop.Fit(model, loader, (training, test), bad, dict(
         batches=data.ahead(batches, device), first=first, bad=bad, optimizer=optimizer, gradients=gradients, update=update,
         rate=lambda step: half_cosine(step, args.steps, args.lr, args.warmup)))
 

@@ -9,6 +9,7 @@ Here row i lies between two offsets of flat files; workers map the files and sha
     cue_ends             (rows + 1) offsets into times and text_ends
     times                (cues, 2) seconds
     texts, text_ends     bytes of all captions; (cues + 1) offsets into them
+    places               (rows) where the bytes of each lie, if they are packed in shards (`shards.py`)
     index.json           root, counts of rows and cues
 """
 
@@ -19,6 +20,7 @@ import math
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
@@ -28,29 +30,42 @@ import numpy as np
 
 from subtitles import Cue
 
-FORMAT = 1
+FORMAT = 2
+SHARD = "shard-{:06d}.tar"
 TYPES = {
     "paths": "u1", "path_ends": "<i8", "hashes": "<u8", "spans": "<f4",
     "cue_ends": "<i8", "times": "<f4", "texts": "u1", "text_ends": "<i8",
 }
+PLACES = np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
 BLOCK = 1 << 16                                     # rows or cues looked at together
 
 
+class Place(NamedTuple):
+    """Where the bytes of a packed clip lie: in which shard, their CRC-32, from which byte on, and how many."""
+
+    shard: int
+    crc: int
+    offset: int
+    size: int
+
+
 class Row(NamedTuple):
     """A video, or a part of one: its path below the root, with "/"; the part in seconds, (0, inf) for all of it;
-    its cues, in seconds of the whole file."""
+    its cues, in seconds of the whole file; its place in a shard, where it is packed: then the path is only a name."""
 
     path: str
     start: float
     end: float
     cues: list[Cue]
+    place: Place | None = None
 
 
-def write(folder: Path, root: Path, rows: Iterable[Row]) -> None:
+def write(folder: Path, root: Path, rows: Iterable[Row], packed: bool = False) -> None:
     """Writes the index of `rows`, whose paths lie below `root`, in one pass and constant memory.
 
-    `folder` appears when it is whole. FileExistsError where it is there; ValueError where there are no rows.
+    `folder` appears when it is whole. FileExistsError where it is there; ValueError where there are no rows. The index of
+    packed rows lies beside their shards, and may be moved with them.
     """
     folder, root = Path(folder), Path(root).absolute()
     if folder.exists():
@@ -59,22 +74,32 @@ def write(folder: Path, root: Path, rows: Iterable[Row]) -> None:
     shutil.rmtree(partial, ignore_errors=True)              # of a run that was killed
     partial.mkdir(parents=True)
     try:
-        counts = write_rows(partial, rows)
+        counts = write_rows(partial, rows, packed)
         if counts["rows"] == 0:
             raise ValueError(f"no video found under {root}: name a folder that holds some (--data FOLDER)")
-        (partial / "index.json").write_text(json.dumps({"format": FORMAT, "root": str(root), **counts}))
+        head = {"format": FORMAT, "root": os.pardir if packed else str(root), "packed": packed, **counts}
+        (partial / "index.json").write_text(json.dumps(head))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_rows(folder: Path, rows: Iterable[Row]) -> dict[str, int]:
-    """Writes all files but index.json; -> {"rows": .., "cues": ..}."""
+def point(folder: Path, at: Path) -> None:
+    """Makes `folder` stand for the index in `at`, which is not copied, as long as that one stays what it is."""
+    index = Index(at)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"format": FORMAT, "at": str(index.folder), "rows": index.rows, "crc": index.crc}
+    (folder / "index.json").write_text(json.dumps(head))
+
+
+def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int]:
+    """Writes all files but index.json; -> {"rows": .., "cues": .., "crc": of all places}."""
+    types, crc = types_of(packed), 0
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context((folder / name).open("wb")) for name in TYPES}
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in types}
 
         def append(name: str, values: Any) -> None:
-            files[name].write(np.array(values, TYPES[name]).tobytes())
+            files[name].write(np.array(values, types[name]).tobytes())
 
         count = path_end = cue_end = text_end = 0
         for name in ("path_ends", "cue_ends", "text_ends"):
@@ -92,7 +117,15 @@ def write_rows(folder: Path, rows: Iterable[Row]) -> dict[str, int]:
             append("cue_ends", cue_end)
             append("times", [cue[:2] for cue in row.cues])
             append("text_ends", ends[1:])
-    return {"rows": count, "cues": cue_end}
+            if packed:
+                append("places", tuple(row.place))
+                crc = zlib.crc32(np.array(tuple(row.place), PLACES).tobytes(), crc)
+    return {"rows": count, "cues": cue_end, "crc": crc}
+
+
+def types_of(packed: bool) -> dict[str, Any]:
+    """The files of an index, and the type of their numbers"""
+    return {**TYPES, "places": PLACES} if packed else TYPES
 
 
 class Index:
@@ -105,14 +138,21 @@ class Index:
         self.folder = Path(folder).absolute()
         try:
             head = json.loads((self.folder / "index.json").read_text())
+            if "at" in head:
+                asked, self.folder = head, Path(head["at"])
+                head = json.loads((self.folder / "index.json").read_text())
+                if any(head[k] != asked[k] for k in ("rows", "crc")):
+                    raise ValueError(f"{self.folder} is not what it was when this was written")
             if head["format"] != FORMAT:
                 raise ValueError(f"format {head['format']}, not {FORMAT}")
-            self.root, self.rows, self.cues = Path(head["root"]), head["rows"], head["cues"]
-            self.data = {name: mapped(self.folder / name, kind) for name, kind in TYPES.items()}
+            self.root = Path(os.path.normpath(self.folder / head["root"]))
+            self.rows, self.cues, self.packed, self.crc = head["rows"], head["cues"], head["packed"], head["crc"]
+            self.data = {name: mapped(self.folder / name, kind) for name, kind in types_of(self.packed).items()}
             wanted = {
                 "paths": self.data["path_ends"][-1], "path_ends": self.rows + 1,
                 "hashes": self.rows, "spans": 2 * self.rows, "cue_ends": self.rows + 1,
                 "times": 2 * self.cues, "texts": self.data["text_ends"][-1], "text_ends": self.cues + 1,
+                "places": self.rows,
             }
             if wrong := [name for name, values in self.data.items() if len(values) != wanted[name]]:
                 raise ValueError(f"wrong length of {', '.join(wrong)}")
@@ -133,15 +173,26 @@ class Index:
         first, last = self.data["cue_ends"][i : i + 2].tolist()
         times = self.data["times"][2 * first : 2 * last].tolist()
         cues = map(Cue, times[::2], times[1::2], self.captions(first, last))
-        return Row(self.name(i), start, end, list(cues))
+        return Row(self.name(i), start, end, list(cues), self.place(i))
 
     def name(self, i: int) -> str:
         """The path of row i below the root, with "/"."""
         first, last = self.data["path_ends"][i : i + 2].tolist()
         return os.fsdecode(self.data["paths"][first:last].tobytes())
 
+    def place(self, i: int) -> Place | None:
+        """Where row i is packed."""
+        return Place(*self.data["places"][i].tolist()) if self.packed else None
+
+    def media(self, i: int) -> tuple[Path, int, int | None, str | None]:
+        """(file, offset, size, name) of row i, as `decode.Media` takes them; raises as `path`."""
+        place, path = self.place(i), self.path(i)
+        return (path, place.offset, place.size, f"{path}/{i:09d} ({self.name(i)})") if place else (path, 0, None, None)
+
     def path(self, i: int) -> Path:
         """The file of row i. ValueError for a path that leaves the root or names a protocol: a stranger's list may."""
+        if self.packed:
+            return self.root / SHARD.format(int(self.data["places"]["shard"][i]))
         name = self.name(i)
         path, parts = self.root / name, PurePosixPath(name)
         scheme = SCHEME.match(name) and not path.exists()       # a film may well be called "Part2:end.mp4"
@@ -180,11 +231,14 @@ def held_out(index: Index, share: float = 0.02, least: int = 1, most: int = 200)
     # Ours: the paper names no held-out part of its pre-training data.
     files, enough = np.empty(0, np.uint64), math.ceil(most / share) if share else most + 1
     for start in range(0, len(index), BLOCK):                   # with more files than `enough`, `most` decides anyway
-        files = np.union1d(files, index.data["hashes"][start : start + BLOCK])[: enough + 1]
-    count = min(max(round(share * len(files)), least), most, len(files) - 1)
-    rows = [start + np.flatnonzero(np.isin(index.data["hashes"][start : start + BLOCK], files[:count]))
-            for start in range(0, len(index), BLOCK)]
-    return np.concatenate(rows)
+        block = index.data["hashes"][start : start + BLOCK]
+        files = np.union1d(files, block[block < files[-1]] if len(files) > enough else block)[: enough + 1]
+    count, rows = min(max(round(share * len(files)), least), most, len(files) - 1), []
+    for start in range(0, len(index) if count else 0, BLOCK):
+        block = index.data["hashes"][start : start + BLOCK]
+        near = np.flatnonzero(block <= files[count - 1])
+        rows.append(start + near[np.isin(block[near], files[:count])])
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
 
 
 def complement(k: int | np.ndarray, held: np.ndarray) -> np.int64 | np.ndarray:

@@ -25,8 +25,12 @@ from training import Processes, write_whole
 def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
     """A classifier on features that are computed once (Sections A.3.2, A.4)"""
     model.backbone.requires_grad_(False)
-    get = lambda items, recipe, name: features(
-        model, views.Testing(items, len(found.classes), recipe), args.batch, args.workers, processes, run.out / name)
+
+    def get(items, recipe, name):
+        files = views.Testing(items, len(found.classes), recipe)
+        with loop.reading(run, files):
+            return features(model, files, args.batch, args.workers, processes, run.out / name, args.timeout)
+
     # Official: one central view of a clip to train on (the paper is silent).
     train = get(found.train, recipe._replace(windows=1, crops=1), "features-train.npz")
     test = get(found.test, recipe, "features-test.npz")
@@ -40,11 +44,11 @@ def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
         if processes.first:
             run.describe(loop.plain(args), model.describe())
             run.save(args.steps, {"model": model.state_dict()})
-        return loop.Fit(tested, loader, bad, {})
+        return loop.Fit(tested, loader, (), bad, {})
     # Official: eps 1e-7 (the paper names Adam and its learning rate).
     optimizer = torch.optim.Adam(model.classifier.parameters(), args.lr, eps=1e-7)
     first, _ = loop.resume(run, args, processes, model, optimizer, state, model.describe())
-    return loop.Fit(tested, loader, bad, dict(
+    return loop.Fit(tested, loader, (), bad, dict(
         batches=batches(train, args.batch, args.seed, first, args.steps, processes.device), first=first,
         bad=data.Bad(1.0), optimizer=optimizer, gradients=low_rank_step(model, args.sampled, args.l2, args.seed),
         update=optimizer.step, rate=lambda _step: args.lr))
@@ -61,7 +65,7 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def features(model: Classifier, dataset: views.Testing, batch: int, workers: int, processes: Processes,
-             cached: Path) -> Features:
+             cached: Path, timeout: float = 0) -> Features:
     """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views."""
     digest = hashlib.sha256(repr((dataset.items, dataset.recipe._replace(cache=0.0), model.precision)).encode())
     for name, weight in model.backbone.state_dict().items():
@@ -73,7 +77,7 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
                 return Features(z, y, number, [(str(path), str(reason)) for path, reason in saved["failed"]])
     model.eval()
     rows, failed = [], []
-    for found, bad in views.test_loader(dataset, batch, processes.rank, processes.world, workers):
+    for found, bad in views.loader(dataset, batch, processes.rank, processes.world, workers, timeout):
         failed += bad
         if found is not None:
             x = views.inputs(found["x"].flatten(0, 1).to(processes.device))
@@ -156,7 +160,7 @@ class OnFeatures(nn.Module):
         return self.inner.classifier(z.to(self.inner.dtype))
 
     def loader(self, found: Features, processes: Processes) -> list[tuple[dict, list]]:
-        """This process's share of the features, as `views.test_loader` has its share of the files"""
+        """This process's share of the features, as `views.loader` has its share of the files"""
         mine = slice(processes.rank, None, processes.world)
         batch = {"x": found.z[mine], "y": found.y[mine], "number": found.number[mine]}
         return [(batch if len(batch["x"]) else None, found.failed if processes.first else [])]

@@ -1,6 +1,7 @@
 """What pretrain.py and finetune.py share: flags of a run, its resumption, and the loop with every way in which it may end."""
 
 import argparse
+import contextlib
 import math
 import sys
 import time
@@ -37,11 +38,13 @@ def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
     g.add_argument("--eval-every", type=int, metavar="STEPS", help=f"{scored} on the held-out clips")
     g.add_argument("--max-bad", type=float, default=0.05, metavar="SHARE", help="of unreadable files among the last thousand, "
                    "past which the run stops; 1: never")
+    g.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="that the workers may take for a batch; then "
+                   "the run ends and names the file")
     g.add_argument("--dry-run", action="store_true", help="build everything, decode some clips, print what the run "
                    "would take, and leave")
 
 
-MAY_DIFFER = {"out", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute"}
+MAY_DIFFER = {"out", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute", "timeout"}
 
 
 def fill(args: argparse.Namespace, *defaults: dict) -> None:
@@ -65,7 +68,7 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace, processes: Proce
     for name, bound in least.items():
         if getattr(args, name) < bound:
             p.error(f"--{name.replace('_', '-')} must be at least {bound}, not {getattr(args, name)}")
-    for name in positive:
+    for name in (*positive, "timeout"):
         if getattr(args, name) <= 0:
             p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
     if args.chunk is not None and args.chunk < 1:
@@ -113,19 +116,37 @@ def resume(run: Run, args: argparse.Namespace, processes: Processes, model: nn.M
     return first, bad
 
 
+@contextlib.contextmanager
+def reading(run: Run, *loaded):
+    """Around all that loads batches: data that cannot be trusted, and workers that die or hang, end the process in one line.
+
+    loaded: the data sets of the loaders, which know what the workers had in hand.
+    """
+    try:
+        yield
+    except data.TooManyBad as e:
+        why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
+        fail(2 if run.rows() == [] else 3, why)
+    except RuntimeError as e:
+        if why := data.lost(e, *loaded):
+            fail(3, f"{printable(why)}. The same command goes on; without that file, if it is to blame")
+        raise
+
+
 class Fit(NamedTuple):
     """How a classifier is trained and tested."""
 
     tested: nn.Module       # what `evaluate.classify` tests
     loader: Callable        # () -> the batches that it tests on
+    loaded: tuple           # the data sets of its loaders
     bad: data.Bad           # files that could not be read
     steps: dict             # what `train` is given; nothing where there are no steps
 
 
 def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Iterator, first: int, bad: data.Bad,
           model: nn.Module, optimizer, rate: Callable[[int], float], gradients: Callable, update: Callable[[], object],
-          held_out: Callable[[int], dict], summary: Callable[[dict], str]) -> bool:
-    """One flat loop over the steps `first` to args.steps. False after a dry run; else the last step is saved.
+          held_out: Callable[[int], dict], summary: Callable[[dict], str]) -> None:
+    """One flat loop over the steps `first` to args.steps; the last one is saved.
 
     rate(step): the learning rate. gradients(batch, step): leaves them in the model -> what the log says, scalars. update():
     changes the weights. held_out(steps done): scores for the log. summary(row): a line for people. Ends the process after a
@@ -136,76 +157,67 @@ def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Ite
     say = processes.print if bar.disable else bar.write
     in_a_row, started, last_said = 0, time.perf_counter(), time.perf_counter()
     model.train()
-    try:
-        for step in range(first, args.steps):
-            began = time.perf_counter()
-            batch, failed = next(batches)
-            waited = time.perf_counter() - began
-            if args.dry_run:
-                processes.print("\n".join(f"{k:10} {tuple(v.shape)} {v.dtype}" for k, v in batch.items() if torch.is_tensor(v)))
-                processes.end()
-                return False
-            lr = rate(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+    for step in range(first, args.steps):
+        began = time.perf_counter()
+        batch, failed = next(batches)
+        waited = time.perf_counter() - began
+        lr = rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
 
-            statistics = [b.clone() for b in model.buffers()]
-            optimizer.zero_grad(set_to_none=True)
-            parts = gradients({k: v for k, v in batch.items() if k != "path"}, step)
-            parts["grad_norm"] = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
-            row = dict(zip(parts, torch.stack([p.double() for p in parts.values()]).tolist(), strict=True))  # one read
-            finite = all(map(math.isfinite, row.values()))
-            asked, not_finite, any_failed = processes.sum(stop.code > 0, not finite, len(failed))
+        statistics = [b.clone() for b in model.buffers()]
+        optimizer.zero_grad(set_to_none=True)
+        parts = gradients({k: v for k, v in batch.items() if k != "path"}, step)
+        parts["grad_norm"] = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+        row = dict(zip(parts, torch.stack([p.double() for p in parts.values()]).tolist(), strict=True))  # one read
+        finite = all(map(math.isfinite, row.values()))
+        asked, not_finite, any_failed = processes.sum(stop.code > 0, not finite, len(failed))
 
-            row = {"step": step, "lr": lr, **{k: v if math.isfinite(v) else None for k, v in row.items()}}
-            if not_finite:  # nothing changes on any process
-                for b, before in zip(model.buffers(), statistics, strict=True):
-                    b.copy_(before)
-                row["not_finite"] = [path for part in processes.collect(batch["path"]) for path in part]
-            else:
-                update()
-            if any_failed:
-                row["bad"] = [pair for part in processes.collect(failed) for pair in part]
-                for path, reason in dict(row["bad"]).items():
-                    if path not in bad.names:
-                        say(f"unreadable, another clip in its place: {printable(path)}: {reason}")
-            bad.add(args.batch, row.get("bad", []))
-            in_a_row = in_a_row + 1 if not_finite else 0
+        row = {"step": step, "lr": lr, **{k: v if math.isfinite(v) else None for k, v in row.items()}}
+        if not_finite:  # nothing changes on any process
+            for b, before in zip(model.buffers(), statistics, strict=True):
+                b.copy_(before)
+            row["not_finite"] = [path for part in processes.collect(batch["path"]) for path in part]
+        else:
+            update()
+        if any_failed:
+            row["bad"] = [pair for part in processes.collect(failed) for pair in part]
+            for path, reason in dict(row["bad"]).items():
+                if path not in bad.names:
+                    say(f"unreadable, another clip in its place: {printable(path)}: {reason}")
+        bad.add(args.batch, row.get("bad", []))
+        in_a_row = in_a_row + 1 if not_finite else 0
 
-            end = step + 1
-            if end % args.eval_every == 0 and end < args.steps:
-                row["held_out"] = held_out(end)
-            took = time.perf_counter() - began
-            row["time"] = {"clips_per_s": args.batch / took, "data_wait": waited / took}
-            if processes.first:
-                run.log(row)
-            line = summary(row) + (f" {row['time']['clips_per_s']:.0f} clips/s, waiting {100 * row['time']['data_wait']:.0f}%"
-                                   + (" (for data: raise --workers)" if row["time"]["data_wait"] > 0.5 else ""))
-            bar.set_postfix_str(line)
-            bar.update()
-            now = time.perf_counter()
-            if "held_out" in row or (bar.disable and now - last_said > 15):
-                last_said, left = now, (now - started) / (end - first) * (args.steps - end)
-                say(f"step {end}/{args.steps}, {left / 60:.1f} min left, {line}")
-            if in_a_row == 10:
-                fail(3, f"ten losses or gradients in a row were not finite; the clips are in {run.out}/metrics.jsonl. "
-                        f"Try a lower --lr than {args.lr} or a longer --warmup than {args.warmup}")
-            if bad.too_many:
-                fail(3, f"{bad}, more than --max-bad {args.max_bad} of the last thousand: "
-                        + "; ".join(f"{printable(p)}: {r}" for p, r in list(bad.names.items())[:10]))
-            saved = True
-            if (end % args.save_every == 0 or end == args.steps or asked) and processes.first:
-                saved = run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-            if asked:
-                bar.close()
-                if not saved:
-                    fail(3, f"stopped at step {end} and NOT saved; {run.out} goes on from its last checkpoint")
-                say(f"stopped at step {end}, saved in {run.out}; the same command goes on")
-                processes.end()
-                sys.exit(stop.code or 143)
-    except data.TooManyBad as e:
-        why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
-        fail(2 if run.rows() == [] else 3, why)
+        end = step + 1
+        if end % args.eval_every == 0 and end < args.steps:
+            row["held_out"] = held_out(end)
+        took = time.perf_counter() - began
+        row["time"] = {"clips_per_s": args.batch / took, "data_wait": waited / took}
+        if processes.first:
+            run.log(row)
+        line = summary(row) + (f" {row['time']['clips_per_s']:.0f} clips/s, waiting {100 * row['time']['data_wait']:.0f}%"
+                               + (" (for data: raise --workers)" if row["time"]["data_wait"] > 0.5 else ""))
+        bar.set_postfix_str(line)
+        bar.update()
+        now = time.perf_counter()
+        if "held_out" in row or (bar.disable and now - last_said > 15):
+            last_said, left = now, (now - started) / (end - first) * (args.steps - end)
+            say(f"step {end}/{args.steps}, {left / 60:.1f} min left, {line}")
+        if in_a_row == 10:
+            fail(3, f"ten losses or gradients in a row were not finite; the clips are in {run.out}/metrics.jsonl. "
+                    f"Try a lower --lr than {args.lr} or a longer --warmup than {args.warmup}")
+        if bad.too_many:
+            fail(3, f"{bad}, more than --max-bad {args.max_bad} of the last thousand: "
+                    + "; ".join(f"{printable(p)}: {r}" for p, r in list(bad.names.items())[:10]))
+        saved = True
+        if (end % args.save_every == 0 or end == args.steps or asked) and processes.first:
+            saved = run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        if asked:
+            bar.close()
+            if not saved:
+                fail(3, f"stopped at step {end} and NOT saved; {run.out} goes on from its last checkpoint")
+            say(f"stopped at step {end}, saved in {run.out}; the same command goes on")
+            processes.end()
+            sys.exit(stop.code or 143)
     bar.close()
     stop.end()
-    return True

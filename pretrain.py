@@ -48,7 +48,7 @@ def flags() -> argparse.ArgumentParser:
                                 description="Pre-train VATT from video files. Without flags: the demo, in minutes on 2 cores.")
     g = p.add_argument_group("data")
     g.add_argument("--data", nargs="+", metavar="[KIND=]PATH", help="folders of videos; kinds: howto100m, audioset, folder, "
-                   "found out where not given (default: the demo's data, written to demo-data/)")
+                   "shards (of data.py pack), found out where not given (default: the demo's data, written to demo-data/)")
     g.add_argument("--weights", nargs="+", type=float, metavar="W", help="share of each source in a batch (default: equal)")
     g.add_argument("--val", metavar="PATH", help="held-out videos (default: 2%% of the files of --data, 1 to 200)")
     g.add_argument("--control", choices=("captions", "audio"), help="take these from another file: nothing can be learned")
@@ -122,9 +122,7 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
             roots = [datasets.parse_source(other)[1].resolve() for other in trained]
             if text is held and any(other in root.resolve().parents for other in roots):
                 raise ValueError(f"--val {held} lies inside --data and would be trained on: move it out")
-            problems: list[str] = []
-            index.write(folder, root, datasets.KINDS[kind](root, problems))
-            report(problems, run.out / f"problems-{number}.txt")
+            datasets.list_films(kind, root, folder, run.out / f"problems-{number}.txt")
         folders.append(folder)
     processes.wait()
     indexes = [index.Index(folder) for folder in folders]
@@ -136,14 +134,6 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
         return train, [data.Source(whole, np.arange(len(whole)))]
     train = [data.Source(i, index.held_out(i), w) for i, w in zip(indexes, weights, strict=True)]
     return train, train
-
-
-def report(problems: list[str], path: Path) -> None:
-    """What is wrong with the list of the data, before training starts"""
-    if problems:
-        path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="replace")
-        more = f"; all {len(problems)} are in {path}" if len(problems) > 10 else ""
-        print("\n".join(f"warning: {line}" for line in problems[:10]) + more, file=sys.stderr, flush=True)
 
 
 def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
@@ -200,31 +190,33 @@ def main(argv: list[str] | None = None) -> None:
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
                     f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
-    batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if short := processes.first and data.shared_memory(recipe, args.batch // world, args.workers, local):
+        print(short, file=sys.stderr, flush=True)
+    batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda",
+                                args.timeout)
     batches = data.ahead(batches, device)
-    loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers)
+    loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers, args.timeout)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 
-    if args.dry_run:
-        if processes.first:
-            with mendable():
-                batch, failed = data.collate([clips[0, slot] for slot in range(min(8, args.batch))])
-            for path, reason in failed:
-                print(f"unreadable: {printable(path)}: {reason}")
-            print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
-        return processes.end()
 
     def held_out_recall(_step):
         scores = retrieval(model, loader(), processes, args.precision)
         return {task: scores[task]["R@10"] for task in TASKS}
 
     rate = lambda step: learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
-    if not loop.train(args, run, processes, batches, first, bad, model, optimizer, rate, gradients, optimizer.step,
-                      held_out_recall, lambda row: summary(row, args.batch)):
-        return
-
-    results = retrieval(model, loader(), processes, args.precision)
+    with loop.reading(run, clips, held_out):
+        if args.dry_run:
+            if processes.first:
+                batch, failed = data.collate([clips[0, slot] for slot in range(min(8, args.batch))])
+                for path, reason in failed:
+                    print(f"unreadable: {printable(path)}: {reason}")
+                print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
+            return processes.end()
+        loop.train(args, run, processes, batches, first, bad, model, optimizer, rate, gradients, optimizer.step,
+                   held_out_recall, lambda row: summary(row, args.batch))
+        results = retrieval(model, loader(), processes, args.precision)
     if processes.first:
         run.add_results(results)
         print(f"\n{table(results, beside(args))}")

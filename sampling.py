@@ -4,6 +4,7 @@ Every random choice of a run is a pure function of (seed, step, slot). So any nu
 same global batch, a run that goes on at step s sees what it would have seen, and a hundred million clips need no list.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ def generator(*numbers: int) -> np.random.Generator:
     return np.random.default_rng(numbers)
 
 
+@functools.lru_cache(64)  # of a pass through the data, asked for each of its clips
 def key(*numbers: int) -> int:
     """One 62-bit integer from the numbers, to seed what cannot take a generator"""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 2)

@@ -17,6 +17,7 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
@@ -26,8 +27,8 @@ from typing import Any, NamedTuple
 MAX_BYTES = 64 << 20        # of a file; a film's words are some 100 kB
 MAX_CHARACTERS = 4096       # of a cue
 MAX_SECONDS = 1e6           # eleven days; float32 still tells 0.06 s apart there
-TOLD_PER_FILE = 20
-TOLD_IN_ALL = 1000          # a million files may each have something to tell
+TOLD_PER_FILE = 10_000
+TOLD_IN_ALL = 1_000_000     # a hundred million files may each have something to tell
 
 SUFFIXES = (".srt", ".vtt", ".csv", ".json")
 ARROW = re.compile(r"\s*(-?[0-9:.,]+)\s*-->\s*(-?[0-9:.,]+)(?:\s|$)")
@@ -228,7 +229,7 @@ def clean(text: str) -> str:
 
 @contextmanager
 def complaints(name: object, problems: list[str]) -> Iterator[Callable[[int, str], None]]:
-    """A function complain(line, what) about one file: its first 20 calls become lines of `problems`, then a count."""
+    """A function complain(line, what) about one file: its first calls become lines of `problems`, then a count."""
     count = 0
 
     def complain(line: int, what: str) -> None:
@@ -243,11 +244,34 @@ def complaints(name: object, problems: list[str]) -> Iterator[Callable[[int, str
 
 
 def tell(problems: list[str], line: str) -> None:
-    """Adds a printable line to `problems`; past 1000 lines only a last one that says so."""
+    """Adds a printable line to `problems`; past `TOLD_IN_ALL` lines only a last one that says so."""
     if len(problems) < TOLD_IN_ALL:
         problems.append(printable(line))
     elif len(problems) == TOLD_IN_ALL:
         problems.append("... and more problems in other files")
+
+
+class Problems:
+    """Takes lines as a list does, and keeps them in a file, which is there only if there are any."""
+
+    def __init__(self, path: Path):
+        self.path, self.first, self.count = path, [], 0
+        path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def append(self, line: str) -> None:
+        """Adds a line"""
+        self.first, self.count = [*self.first, line][:10], self.count + 1
+        with self.path.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(line + "\n")
+
+    def warn(self) -> None:
+        """Says the first ten, and where all of them are"""
+        more = f"; all {self.count} are in {self.path}" if self.count > len(self.first) else ""
+        if self.first:
+            print("\n".join(f"warning: {line}" for line in self.first) + more, file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

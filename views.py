@@ -51,7 +51,7 @@ class Views(Dataset):
 
     def __init__(self, items: list, classes: int, recipe: Recipe):
         self.items, self.classes, self.recipe = items, classes, recipe
-        self.reader = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
+        self.reader, self.hands = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache), data.Hands(0)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -89,7 +89,7 @@ class Training(Views):
     def view(self, k: int, rng: np.random.Generator) -> dict:
         """A random place, crop, flip and colour of file k (A.2.1)"""
         r, item = self.recipe, self.items[k]
-        with self.reader.open(item.path) as media:
+        with self.hands.hold(str(item.path)), self.reader.open(item.path) as media:
             start = data.random_start(rng, item, media.duration, r)
             if r.kind == "audio":
                 x = self.sound(media, start)
@@ -106,7 +106,7 @@ class Testing(Views):
     def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:
         r, item = self.recipe, self.items[i]
         try:
-            with self.reader.open(item.path) as media:
+            with self.hands.hold(str(item.path)), self.reader.open(item.path) as media:
                 at = windows(*data.starts(item, media.duration, r), 1 if r.kind == "image" else r.windows, r.fps)
                 if r.kind == "audio":
                     x = [self.sound(media, start) for start in at]
@@ -147,8 +147,8 @@ def inputs(x: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tens
     return augment.augment(clips, flip, colour).view(x.shape)
 
 
-def test_loader(views: Testing, batch: int, rank: int, world: int, workers: int) -> DataLoader:
+def loader(views: Testing, batch: int, rank: int, world: int, workers: int, timeout: float = 0) -> DataLoader:
     """Every file once, over all processes: batches of at most `batch` views (one file at least), and what failed"""
     r = views.recipe
     each = (1 if r.kind == "image" else r.windows) * (1 if r.kind == "audio" else r.crops)
-    return data.held_out_loader(views, max(1, batch // each), rank, world, workers)
+    return data.held_out_loader(views, max(1, batch // each), rank, world, workers, timeout)

@@ -1,6 +1,14 @@
 """What is in a clip (data.py), on films made here: purity, replacement and counts of bad files, captions, silence."""
 
+import contextlib
+import gc
 import itertools
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,7 +124,7 @@ def test_an_unreadable_film_is_replaced_by_a_deterministic_other_and_counted_by_
 def test_a_folder_without_a_readable_film_is_given_up_with_its_reasons(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.mp4").write_text("not a film")
-    with pytest.raises(data.TooManyBad, match="not a media file: 100"):
+    with pytest.raises(data.TooManyBad, match=r"not a media file: 100.*/0.mp4"):
         clips(tmp_path, tmp_path / "index")[0, 0]
 
 
@@ -193,3 +201,98 @@ def test_bad_files_are_judged_by_the_last_thousand_once_there_are_five():
     never = data.Bad(1.0)
     never.add(1, [("a", "r")] * 100)
     assert not never.too_many
+
+
+# The loader
+
+
+@pytest.fixture
+def child_signals_as_they_were():
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def failing(monkeypatch, what):
+    """Loading that does `what` in a worker while it reads the film 03.mp4, until it fails -> the error"""
+    inside = data.captions
+    monkeypatch.setattr(data, "captions", lambda row, *rest: (what() if row.path == "03.mp4" else None, inside(row, *rest))[1])
+
+
+@pytest.mark.parametrize(("what", "says"), [
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "of the loader "),     # "is killed by signal: Killed" or "exited"
+    (lambda: os.kill(os.getpid(), signal.SIGSEGV), "of the loader "),
+    (lambda: os._exit(7), "exited unexpectedly"),
+    (lambda: time.sleep(60), "took more than --timeout"),
+], ids=["killed", "segfault", "exit", "hangs"])
+def test_a_worker_that_dies_or_hangs_is_reported_with_the_file_it_held_and_none_is_left(
+    root, tmp_path, monkeypatch, child_signals_as_they_were, what, says
+):
+    failing(monkeypatch, what)
+    some = clips(root, tmp_path / "0")
+    with pytest.raises(RuntimeError) as error:
+        list(data.train_loader(some, 4, 0, 1, 0, 50, 2, pin=False, timeout=2))
+    line = data.lost(error.value, some)
+    assert says in line
+    assert line.endswith("it had in hand: " + str(root / "03.mp4"))
+    for pid in some.hands.table[:, 0].int().tolist():
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in some.hands.table[:, 0].int().tolist())
+
+
+def test_other_errors_say_nothing_of_workers(plain):
+    assert data.lost(RuntimeError("CUDA out of memory"), plain) is None
+
+
+def test_shared_memory_that_cannot_hold_the_batches_is_told_at_the_start_with_the_remedy(monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: usage._replace(free=64 << 20))
+    paper = data.Recipe()
+    warning = data.shared_memory(paper, 64, 8)
+    clip = 32 * 224 * 224 * 3 + 153600 * 4
+    assert f"{64 * 8 * 3 * clip / 1e9:.1f} GB" in warning
+    assert "--shm-size=" in warning
+    assert "--workers" in warning
+    assert data.shared_memory(paper, 64, 0) is None
+    assert data.shared_memory(paper, 2, 2) is None
+
+
+def test_loading_leaves_no_file_open_and_no_memory_taken(root, tmp_path):
+    for name in ("zero.mp4", "text.mp4"):
+        (tmp_path / "films" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "films" / name).write_text("not a film"[: 10 * (name == "text.mp4")])
+    for path in root.iterdir():
+        shutil.copy(path, tmp_path / "films")
+    some = clips(tmp_path / "films", tmp_path / "index")
+    held = lambda: (len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    for step in range(20):
+        data.collate([some[step, slot] for slot in range(4)])
+    gc.collect()  # of the tests before
+    files, memory = held()
+    for step in range(20, 150):
+        data.collate([some[step, slot] for slot in range(4)])
+    assert held()[0] <= files
+    assert held()[1] - memory < 5000, "kB, over 520 clips"
+
+
+@pytest.mark.slow
+def test_files_and_memory_stay_flat_over_ten_thousand_clips(root, tmp_path):
+    some = clips(root, tmp_path / "index")
+    held = lambda: (len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    for i in range(10_000):
+        if i == 1000:
+            files, memory = held()
+        some[i // 4, i % 4]
+    assert held()[0] <= files
+    assert held()[1] - memory < 5000
+
+
+def test_a_path_that_leaves_its_folder_is_unreadable_and_not_opened(root, tmp_path):
+    rows = [index.Row(name, 0.0, float("inf"), []) for name in ("../secret.mp4", "00.mp4", "/etc/passwd", "file:x.mp4")]
+    index.write(tmp_path / "index", root, rows)
+    some = index.Index(tmp_path / "index")
+    recipe = data.Clips([data.Source(some, np.zeros(0, int))], Slots([4], [1.0], 4, 0), RECIPE, WORDS)
+    drawn = [recipe[0, slot] for slot in range(4)]
+    assert {clip["path"] for clip, _ in drawn} == {str(root / "00.mp4")}
+    assert {reason for _, failed in drawn for _, reason in failed} == {"path leaves its folder"}

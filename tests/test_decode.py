@@ -14,7 +14,8 @@ import av
 import numpy as np
 import pytest
 
-import decode
+import container as containers
+import pictures
 from decode import Media, Unreadable
 
 FPS = 25
@@ -142,6 +143,7 @@ def test_a_film_of_one_picture_shows_it_throughout(tmp_path):
             assert numbers(media.video(0, 5, 10)) == [9] * 5
             (_, frame), = media._frames("video", 0.0)
             frame.duration = 0  # as where neither file nor FFmpeg knows
+            media._pick = lambda *_: None
             media._frames = lambda *_, frame=frame: iter([(0.0, frame)])
             assert numbers(media.video(0, 5, 10)) == [9] * 5
 
@@ -161,7 +163,7 @@ def test_the_first_timestamp_of_a_file_is_time_0(tmp_path, name):
 
 def test_each_picture_is_converted_once_however_often_it_is_shown(tmp_path, monkeypatch):
     path, converted = film(tmp_path / "a.mp4", [numbered(i) for i in range(10)]), []
-    real = decode._graph
+    real = pictures._graph
 
     class Counting:
         def __init__(self, *given):
@@ -174,7 +176,7 @@ def test_each_picture_is_converted_once_however_often_it_is_shown(tmp_path, monk
         def vpull(self):
             return self.graph.vpull()
 
-    monkeypatch.setattr(decode, "_graph", Counting)
+    monkeypatch.setattr(pictures, "_graph", Counting)
     with Media(path) as media:
         assert numbers(media.video(0, 40, 50)) == [i // 2 % 10 for i in range(40)]
     assert len(converted) == len(set(converted)) == 10
@@ -183,6 +185,7 @@ def test_each_picture_is_converted_once_however_often_it_is_shown(tmp_path, monk
 def test_pictures_that_go_back_in_time_are_passed_over(tmp_path):
     with Media(film(tmp_path / "a.mp4", [numbered(i) for i in range(4)])) as media:
         frames = [frame for _, frame in media._frames("video", 0.0)]
+        media._pick = lambda *_: None
         media._frames = lambda *_: iter(zip((0.0, 0.4, 0.2, 0.8), frames, strict=True))
         assert numbers(media.video(0, 12, 10)) == [0] * 4 + [1] * 4 + [3] * 4
 
@@ -571,12 +574,46 @@ def test_playlists_and_addresses_open_nothing(tmp_path, monkeypatch):
         assert container.streams.video
     for name in ("concat.mp4", *texts):
         assert reason(tmp_path / name) == "not a media file"
+        inside, content = tmp_path / "a.tar", (tmp_path / name).read_bytes()
+        inside.write_bytes(bytes(512) + content + bytes(512))
+        with pytest.raises(Unreadable, match="not a media file"):
+            Media(inside, 512, len(content))
     monkeypatch.chdir(tmp_path)
     for name in (f"{url}/a.mp4", "concat:other.mp4", "file:other.mp4", "subfile,,start,0,end,0,,:other.mp4"):
         assert reason(name) == "no such file"
     server.shutdown()
     server.server_close()
     assert requests == []
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.flv", "a.avi", "a.h264", "a.wav", "a.mp3"])
+def test_a_file_inside_another_is_read_as_it_is_alone(tmp_path, name):
+    if name in ("a.wav", "a.mp3"):
+        codec = ("pcm_s16le", "s16") if name == "a.wav" else ("libmp3lame", "fltp")
+        sound(tmp_path / name, sine(np.arange(16000) / 8000), 8000, *codec, "mono")
+    else:
+        film(tmp_path / name, [numbered(i) for i in range(60)], tone=None if name == "a.h264" else (0, 2.4), options=B_FRAMES)
+    content = (tmp_path / name).read_bytes()
+    other = film(tmp_path / "other.mp4", [numbered(63)] * 60).read_bytes()
+    path = tmp_path / "all, of: it.tar"
+    path.write_bytes(other + content + other)
+    with Media(tmp_path / name) as alone, Media(path, len(other), len(content), "b.mp4") as inside:
+        assert inside.path == "b.mp4"
+        assert (inside.duration, inside.has_video, inside.has_audio) == (alone.duration, alone.has_video, alone.has_audio)
+        for start in (1.03, 0.0, 1.8):
+            if alone.has_video:
+                assert np.array_equal(inside.video(start, 8, 10), alone.video(start, 8, 10))
+            if alone.has_audio:
+                assert np.array_equal(inside.audio(start, 4000, 8000), alone.audio(start, 4000, 8000))
+
+
+def test_a_place_that_a_file_does_not_have_is_told(tmp_path):
+    path = film(tmp_path / "a.mp4", [numbered(i) for i in range(10)])
+    size = path.stat().st_size
+    for offset, length, why in ((0, size + 1, "cut short"), (size + 1, None, "cut short"), (-1, 5, "cut short"),
+                                (5, -1, "cut short"), (10, 0, "empty file"), (size, None, "empty file")):
+        with pytest.raises(Unreadable, match=f"'clip 7': .*{why}"):
+            Media(path, offset, length, "clip 7")
 
 
 @pytest.mark.parametrize("name", ["-y.mp4", "a:b.mp4", "http:x.mp4", "%03d.mp4", "a b & ü (1).mp4", "it's.mp4"])
@@ -606,9 +643,9 @@ def test_a_picture_too_large_and_work_without_end_are_refused(tmp_path, monkeypa
     wide = film(tmp_path / "wide.mkv", [np.zeros((2, 16_400, 3), np.uint8)], codec="ffv1", pixels="bgr0")
     assert reason(wide) == "too large"
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "MAX_PIXELS", 48 * 60 - 1)
+        patch.setattr(containers, "MAX_PIXELS", 48 * 60 - 1)
         assert reason(path) == "too large"
-    monkeypatch.setattr(decode, "MAX_WORK", 30 * 48 * 60)
+    monkeypatch.setattr(containers, "MAX_WORK", 30 * 48 * 60)
     assert reason(path, lambda media: media.video(1.4, 2, 10)) == "too much to decode"
 
 

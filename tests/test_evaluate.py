@@ -61,7 +61,7 @@ def literal(model, root):
 def loader(model, root, batch, processes):
     data = downstream.load(str(root), [])
     recipe = views.Recipe(model.kind, CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1)
-    return views.test_loader(views.Testing(data.test, 3, recipe), batch, processes.rank, processes.world, 0)
+    return views.loader(views.Testing(data.test, 3, recipe), batch, processes.rank, processes.world, 0)
 
 
 @pytest.mark.parametrize("kind", ["video", "audio"])

@@ -113,7 +113,7 @@ def test_a_loaded_run_scores_what_the_run_printed(finished, labelled):
     model, c = classifier.load(finished), classifier.load(finished).config
     data = downstream.load(str(labelled), [])
     tests = views.Testing(data.test, 3, views.Recipe("video", c.frames, c.fps, c.size, c.rate, 2, 2))
-    scores = evaluate.classify(model, views.test_loader(tests, 4, 0, 1, 0), Processes())
+    scores = evaluate.classify(model, views.loader(tests, 4, 0, 1, 0), Processes())
     assert scores["top-1"] == results(finished, "video")["top-1"]
 
 

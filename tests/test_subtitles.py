@@ -108,8 +108,13 @@ def test_lists_of_different_lengths_lose_their_ends(tmp_path):
     assert len(problems) == 1
 
 
-def test_at_most_20_problems_of_a_file_and_1000_in_all_are_told(tmp_path):
+def test_all_problems_are_told_with_their_lines_up_to_a_limit_for_a_file_and_for_all(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("start,end,text\n" + "1,0,no\n" * 50)
+    problems = []
+    assert read(tmp_path / "a.csv", problems) == []
+    assert [int(line.split("a.csv:")[1].split(":")[0]) for line in problems] == list(range(2, 52))
+    monkeypatch.setattr("subtitles.TOLD_PER_FILE", 20)
+    monkeypatch.setattr("subtitles.TOLD_IN_ALL", 1000)
     problems = []
     assert read(tmp_path / "a.csv", problems) == []
     assert len(problems) == 21

@@ -1,0 +1,72 @@
+"""Processes for strangers' files (workers.py): order, death, hanging, bugs, and that none is left behind."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from workers import Lost, each
+
+
+def task(what):
+    if what == "dies":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "hangs":
+        time.sleep(60)
+    if what == "bug":
+        raise KeyError("x")
+    if isinstance(what, str) and what.startswith("once"):  # the path of a file that says that it died before
+        path = what.removeprefix("once")
+        if not os.path.exists(path):
+            open(path, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "survived"
+    time.sleep(0.02 * (what % 3))
+    return what * 2
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_tasks(workers):
+    assert list(each(task, range(40), workers, 30)) == [(i, 2 * i) for i in range(40)]
+
+
+def test_no_task_is_no_result():
+    assert list(each(task, [], 2, 30)) == []
+
+
+def test_a_task_that_kills_its_process_or_hangs_costs_itself_alone():
+    found = list(each(task, [1, "dies", 2, "hangs", 3, 4], 2, 1.0))
+    assert found == [(1, 2), ("dies", Lost("killed the decoder (SIGSEGV)")), (2, 4), ("hangs", Lost("took more than 1 s")),
+                     (3, 6), (4, 8)]
+
+
+def test_a_process_that_somebody_else_kills_costs_nothing(tmp_path):
+    what = f"once{tmp_path / 'died'}"
+    assert list(each(task, [1, what, 2], 2, 30)) == [(1, 2), (what, "survived"), (2, 4)]
+
+
+def test_an_exception_is_a_bug_and_is_not_hidden():
+    with pytest.raises(RuntimeError, match="bug: KeyError"), contextlib.closing(each(task, ["bug"], 1, 30)) as found:
+        list(found)
+
+
+def test_tasks_are_taken_only_a_little_ahead_of_a_slow_one():
+    taken = []
+
+    def tasks():
+        for i in range(1000):
+            taken.append(i)
+            yield i
+
+    with contextlib.closing(each(task, tasks(), 2, 30)) as found:
+        next(found)
+        assert len(taken) <= 20
