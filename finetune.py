@@ -33,7 +33,8 @@ from sampling import generator, key
 from subtitles import printable
 from training import SGD, Processes, Run, fail, half_cosine, mendable
 
-# Official: classifier dropout and clipping of gradients; for the images also the warm-up (the paper is silent).
+# Official: gradients of the backbone clipped at 0.75, classifier dropout 0.5, and 2.5k steps of warm-up for images (the paper
+# is silent).
 PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=(0.08, 1.0), flip=0.5,
              colour=(32 / 255, 0.4, 0.4, 0.2), windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
 RECIPES = {
@@ -41,6 +42,7 @@ RECIPES = {
     "video": {**PAPER, "steps": 100_000, "warmup": 2500, "batch": 64, "lr": 0.005, "smoothing": 0.1, "classifier_dropout": 0.5,
               "crops": 3, "frames": 32, "fps": 12.5, "size": 320},
     # Paper: a learning rate of 0.2 (A.3, in its published form; official: 0.005, that of video).
+    # Ours: sound at 24 kHz is filtered before it is resampled (official: every other sample of 48 kHz).
     "audio": {**PAPER, "steps": 50_000, "warmup": 5000, "batch": 1024, "lr": 0.2, "mixup": 5.0, "balance": True,
               "classifier_dropout": 0.0, "frames": 64, "fps": 10.0, "rate": 24_000},
     # Section A.3.1.
@@ -71,7 +73,7 @@ def flags() -> argparse.ArgumentParser:
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
     g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(downstream.KINDS)}, csv; "
                    "found out where not given")
-    g.add_argument("--split", "--fold", dest="part", type=part, default=1, metavar="N", help="of the official ones, or all: "
+    g.add_argument("--split", "--fold", dest="part", type=fold, default=1, metavar="N", help="of the official ones, or all: "
                    "each, and the mean (default: 1)")
     g.add_argument("--modality", choices=("video", "audio", "image"), help="of a linear task (default: what the files are)")
     g.add_argument("--classifier", choices=("low-rank", "svm"), default="low-rank", help="of a linear task")
@@ -113,7 +115,7 @@ def flags() -> argparse.ArgumentParser:
     return p
 
 
-def part(text: str) -> int | str:
+def fold(text: str) -> int | str:
     """A number of a split or fold, or "all" """
     if text != "all" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no split or fold: write a number or all")
@@ -137,22 +139,21 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
         config, preset = pretrained(Path(args.init)) if args.init else (vatt.PRESETS[args.preset or "demo"], "demo")
     args.preset = args.preset or preset
     recipe = dict((DEMO_RECIPES if args.preset == "demo" else RECIPES)[args.task])
+    model = vars(config)
     if args.preset == "demo":
         for name in ("frames", "fps", "size", "rate"):
             recipe.pop(name, None)
-    elif args.task == "linear" and args.modality != "audio":
-        recipe["fps"] = 12.5  # Section A.2.1: a stride of 2 at 25 fps
-    if args.task == "image" or args.modality == "image":
-        args.frames = config.patch[0]
+    elif args.task == "linear":
+        model = {k: v for k, v in model.items() if k != "fps"}  # known when it is known what the files are
     if args.steps is not None:
         recipe["epochs"] = None
         if args.warmup is None:
             args.warmup = min(recipe["warmup"], args.steps // 10)
-    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, vars(config))
+    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, model)
     if args.epochs is not None:
         args.steps = 1  # known when the files are counted
     args.out = args.out or Path("runs") / args.task
-    positive = ("fps", "lr") + (("epochs",) if args.epochs is not None else ())
+    positive = ["lr", *(name for name in ("fps", "epochs") if getattr(args, name) is not None)]
     loop.check(p, args, processes, {"batch": 1, "windows": 1, "crops": 1, "clip": 0, "mixup": 0}, positive)
     for name in ("drop", "smoothing", "classifier_dropout", "flip"):
         if not 0 <= getattr(args, name) < 1 and not (name == "flip" and args.flip == 1):
@@ -204,8 +205,13 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
         scratch = tempfile.TemporaryDirectory()
         run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
         found = listed(args, processes)
+        config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         if args.epochs is not None:
             args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
+        if args.fps is None:  # Section A.2.1: of video a stride of 2 at 25 fps, of sound what it was
+            args.fps = 12.5 if found.kind == "video" else config.fps
+        if found.kind == "image":
+            args.frames = config.patch[0]
         if processes.first:
             run.begin(loop.plain(args), loop.MAY_DIFFER)
         if args.task in run.results():
@@ -216,7 +222,6 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
         recipe = views.Recipe(kind, args.frames, args.fps, args.size, args.rate, args.windows, args.crops, tuple(args.area),
                               tuple(args.colour), args.flip, args.mixup, args.cache)
         torch.manual_seed(args.seed)
-        config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         config = dataclasses.replace(config, patch=tuple(args.patch), **{name: getattr(args, name) for name in (
             "frames", "fps", "size", "audio_input", "rate", "dropout")})
         head = "low-rank" if args.task == "linear" and args.classifier == "low-rank" else "linear"
@@ -292,7 +297,6 @@ def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
 
     def update():
         if args.clip:
-            # Official: only the backbone's gradients are clipped (the paper is silent).
             # Ours: after their mean over processes (official: those of each process).
             torch.nn.utils.clip_grad_norm_(model.backbone.parameters(), args.clip)
         optimizer.step()
