@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import data
 import loop
@@ -73,7 +75,8 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
                 return Features(z, y, number, [(str(path), str(reason)) for path, reason in saved["failed"]])
     model.eval()
     rows, failed = [], []
-    for found, bad in views.test_loader(dataset, batch, processes.rank, processes.world, workers):
+    loader = views.test_loader(dataset, batch, processes.rank, processes.world, workers)
+    for found, bad in tqdm(loader, cached.stem, unit="batch", disable=not (processes.first and sys.stderr.isatty())):
         failed += bad
         if found is not None:
             x = views.inputs(found["x"].flatten(0, 1).to(processes.device))
