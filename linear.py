@@ -21,12 +21,14 @@ import views
 from classifier import Classifier
 from sampling import Slots, generator
 from subtitles import printable
-from training import Processes, write_whole
+from training import Processes, load_weights, write_whole
 
 
 def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
     """A classifier on features that are computed once (Sections A.3.2, A.4)"""
     model.backbone.requires_grad_(False)
+    if state:  # the features are those of the backbone that was saved
+        load_weights(model, state["model"], str(run.out))
     get = lambda items, recipe, name: features(
         model, views.Testing(items, len(found.classes), recipe), args.batch, args.workers, processes, run.out / name)
     # Official: one central view of a clip to train on (the paper is silent).

@@ -142,6 +142,17 @@ def test_a_killed_run_goes_on_bit_for_bit_like_one_that_was_not(finished, labell
     assert all(torch.equal(best[0]["model"][k], best[1]["model"][k]) for k in best[0]["model"])
 
 
+def test_a_frozen_backbones_classifier_goes_on_bit_for_bit_too(labelled, init, tmp_path):
+    argv = ["--task", "linear", "--data", str(labelled), "--init", str(init), *SHORT, "--out", str(tmp_path / "run")]
+    finetune.main(argv)
+    log, scores = rows(tmp_path / "run"), (tmp_path / "run" / "results.json").read_text()
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "checkpoint-00000006.pt").unlink()
+    finetune.main(argv)
+    assert rows(tmp_path / "run") == log
+    assert (tmp_path / "run" / "results.json").read_text() == scores
+
+
 def test_chunks_train_what_the_whole_batch_trains(labelled, init, tmp_path):
     argv = ["--task", "audio", "--data", str(labelled), "--init", str(init), *SHORT, "--precision", "fp64", "--mixup", "5",
             "--drop", "0.5"]
