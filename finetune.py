@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import math
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -174,18 +173,15 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
 # --------------------------------------------------------------------------------------------------------------- one run
 
 
-def listed(args: argparse.Namespace, processes: Processes) -> downstream.Labelled:
-    """The labelled files, listed by the first process; ValueError where there is nothing to train or to test on"""
-    found = None
-    if processes.first:
-        problems: list[str] = []
-        found = downstream.load(args.data, problems, args.part)
-        for line in problems[:10]:
-            print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
-        if found.missing:
-            print(f"warning: {len(found.missing)} of {sum(found.listed)} listed files are missing, first "
-                  f"{printable(found.missing[0])}", file=sys.stderr, flush=True)
-    found = processes.collect(found)[0]
+def listed(args: argparse.Namespace, processes: Processes) -> tuple[downstream.Labelled, list[str]]:
+    """The labelled files, listed by the first process, and what is wrong with the list
+
+    ValueError where there is nothing to train or to test on, or of another kind.
+    """
+    problems: list[str] = []
+    found = processes.collect(downstream.load(args.data, problems, args.part) if processes.first else None)[0]
+    if found.missing:
+        problems.append(f"{len(found.missing)} of {sum(found.listed)} listed files are missing:")
     kind = found.kind if args.task == "linear" and not args.modality else args.modality or args.task
     if not found.classes:
         raise ValueError(f"--data {args.data} has captions, not classes: name data with labels")
@@ -195,7 +191,7 @@ def listed(args: argparse.Namespace, processes: Processes) -> downstream.Labelle
     if found.kind not in {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}[kind]:
         raise ValueError(f"--data {args.data} is {found.kind}, and --task {args.task} was to learn from {kind}: name other "
                          f"data, or another --task or --modality")
-    return found._replace(kind=kind)
+    return found._replace(kind=kind), [*problems, *found.missing]
 
 
 def train(args: argparse.Namespace, processes: Processes) -> dict:
@@ -204,7 +200,7 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
     with mendable():
         scratch = tempfile.TemporaryDirectory()
         run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
-        found = listed(args, processes)
+        found, problems = listed(args, processes)
         config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         if args.epochs is not None:
             args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
@@ -214,6 +210,7 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
             args.frames = config.patch[0]
         if processes.first:
             run.begin(loop.plain(args), loop.MAY_DIFFER)
+            loop.report([printable(line) for line in problems], run.out / "problems.txt")
         if args.task in run.results():
             scores = run.results()[args.task]
             processes.print(f"{args.out} is finished; another --out makes another run\n{table(scores, found)}\n")
@@ -235,8 +232,8 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
 
     processes.print(f"{args.task} {args.data}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
                     f"{'pre-trained' if args.init and not args.scratch else 'random'} at first, {args.precision} on {world} x "
-                    f"{device.type}; {len(found.train)} clips to train on, {len(found.test)} to test on, {classes} classes; "
-                    f"{args.out}")
+                    f"{device.type}; {len(found.train)} of {found.listed[0]} listed clips to train on, "
+                    f"{len(found.test)} of {found.listed[1]} to test on, {classes} classes; {args.out}")
     name = "mAP" if found.multi else "top-1"
     best = max((row["held_out"][name] for row in run.rows() if "held_out" in row), default=-1.0)
 

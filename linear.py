@@ -40,6 +40,8 @@ def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
         raise ValueError(f"{bad}, more than --max-bad {args.max_bad} of them: " + printable(str(train.failed[:10])))
     loader = lambda: tested.loader(test, processes)
     if args.classifier == "svm":
+        if found.multi:
+            raise ValueError("--classifier svm takes one class a file, and the data have several: --classifier low-rank")
         fit_svm(model, train, args.svm_c, args.seed)
         if processes.first:
             run.describe(loop.plain(args), model.describe())

@@ -84,6 +84,14 @@ def plain(args: argparse.Namespace) -> dict:
 # -------------------------------------------------------------------------------------------------------------- a run
 
 
+def report(problems: list[str], path: Path) -> None:
+    """What is wrong with the list of the data, before training starts"""
+    if problems:
+        path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="replace")
+        more = f"; all {len(problems)} are in {path}" if len(problems) > 10 else ""
+        print("\n".join(f"warning: {line}" for line in problems[:10]) + more, file=sys.stderr, flush=True)
+
+
 def place(model: nn.Module, args: argparse.Namespace, device: torch.device) -> None:
     """Moves the model to the device in its precision; recomputation and compilation as the flags say"""
     torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")

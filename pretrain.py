@@ -6,7 +6,6 @@ What one step computes stands in `step.py`; here are the flags, the data, and th
 import argparse
 import dataclasses
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -124,7 +123,7 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
                 raise ValueError(f"--val {held} lies inside --data and would be trained on: move it out")
             problems: list[str] = []
             index.write(folder, root, datasets.KINDS[kind](root, problems))
-            report(problems, run.out / f"problems-{number}.txt")
+            loop.report(problems, run.out / f"problems-{number}.txt")
         folders.append(folder)
     processes.wait()
     indexes = [index.Index(folder) for folder in folders]
@@ -136,14 +135,6 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
         return train, [data.Source(whole, np.arange(len(whole)))]
     train = [data.Source(i, index.held_out(i), w) for i, w in zip(indexes, weights, strict=True)]
     return train, train
-
-
-def report(problems: list[str], path: Path) -> None:
-    """What is wrong with the list of the data, before training starts"""
-    if problems:
-        path.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="replace")
-        more = f"; all {len(problems)} are in {path}" if len(problems) > 10 else ""
-        print("\n".join(f"warning: {line}" for line in problems[:10]) + more, file=sys.stderr, flush=True)
 
 
 def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
