@@ -61,7 +61,7 @@ DEMO_RECIPES = {
     "linear": {**RECIPES["linear"], **SMALL, "steps": 2000, "batch": 64, "warmup": 0, "eval_every": 2000, "save_every": 1000},
 }
 # The demo's classes and how many labelled clips of each it trains on: few, as labels are, and the same for both arms.
-DEMO = {"video": (("texture", "rhythm"), 6), "audio": (tuple(demo.HEARD.split("+")), 2)}
+DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("+")), 2)}
 
 
 def flags() -> argparse.ArgumentParser:
