@@ -143,7 +143,7 @@ def classify_command(args, processes: Processes) -> None:
                              f"trained on data with {'several' if model.multi else 'one'}")
         items, c = renumbered(data, model.classes, args), model.config
         windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
-        recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops)
+        recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops, cache=saved.get("cache") or 0.0)
         dataset = views.Testing(items, len(model.classes), recipe)
     scores = classify(model, views.loader(dataset, args.batch, processes.rank, processes.world, args.workers), processes,
                       per_class=True)

@@ -12,7 +12,6 @@ import csv
 import dataclasses
 import math
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -31,10 +30,11 @@ import vatt
 import views
 from classifier import Classifier, pretrained, start_from
 from sampling import generator, key
-from subtitles import printable
+from subtitles import Problems, printable
 from training import SGD, Processes, Run, fail, half_cosine, mendable
 
-# Official: classifier dropout and clipping of gradients; for the images also the warm-up (the paper is silent).
+# Official: gradients of the backbone clipped at 0.75, classifier dropout 0.5, and 2.5k steps of warm-up for images (the paper
+# is silent).
 PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=(0.08, 1.0), flip=0.5,
              colour=(32 / 255, 0.4, 0.4, 0.2), windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
 RECIPES = {
@@ -42,6 +42,7 @@ RECIPES = {
     "video": {**PAPER, "steps": 100_000, "warmup": 2500, "batch": 64, "lr": 0.005, "smoothing": 0.1, "classifier_dropout": 0.5,
               "crops": 3, "frames": 32, "fps": 12.5, "size": 320},
     # Paper: a learning rate of 0.2 (A.3, in its published form; official: 0.005, that of video).
+    # Ours: sound at 24 kHz is filtered before it is resampled (official: every other sample of 48 kHz).
     "audio": {**PAPER, "steps": 50_000, "warmup": 5000, "batch": 1024, "lr": 0.2, "mixup": 5.0, "balance": True,
               "classifier_dropout": 0.0, "frames": 64, "fps": 10.0, "rate": 24_000},
     # Section A.3.1.
@@ -61,7 +62,7 @@ DEMO_RECIPES = {
     "linear": {**RECIPES["linear"], **SMALL, "steps": 2000, "batch": 64, "warmup": 0, "eval_every": 2000, "save_every": 1000},
 }
 # The demo's classes and how many labelled clips of each it trains on: few, as labels are, and the same for both arms.
-DEMO = {"video": (("texture", "rhythm"), 6), "audio": (tuple(demo.HEARD.split("+")), 2)}
+DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("+")), 2)}
 
 
 def flags() -> argparse.ArgumentParser:
@@ -72,7 +73,7 @@ def flags() -> argparse.ArgumentParser:
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
     g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(downstream.KINDS)}, csv; "
                    "found out where not given")
-    g.add_argument("--split", "--fold", dest="part", type=part, default=1, metavar="N", help="of the official ones, or all: "
+    g.add_argument("--split", "--fold", dest="part", type=fold, default=1, metavar="N", help="of the official ones, or all: "
                    "each, and the mean (default: 1)")
     g.add_argument("--modality", choices=("video", "audio", "image"), help="of a linear task (default: what the files are)")
     g.add_argument("--classifier", choices=("low-rank", "svm"), default="low-rank", help="of a linear task")
@@ -114,7 +115,7 @@ def flags() -> argparse.ArgumentParser:
     return p
 
 
-def part(text: str) -> int | str:
+def fold(text: str) -> int | str:
     """A number of a split or fold, or "all" """
     if text != "all" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no split or fold: write a number or all")
@@ -138,22 +139,21 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
         config, preset = pretrained(Path(args.init)) if args.init else (vatt.PRESETS[args.preset or "demo"], "demo")
     args.preset = args.preset or preset
     recipe = dict((DEMO_RECIPES if args.preset == "demo" else RECIPES)[args.task])
+    model = vars(config)
     if args.preset == "demo":
         for name in ("frames", "fps", "size", "rate"):
             recipe.pop(name, None)
-    elif args.task == "linear" and args.modality != "audio":
-        recipe["fps"] = 12.5  # Section A.2.1: a stride of 2 at 25 fps
-    if args.task == "image" or args.modality == "image":
-        args.frames = config.patch[0]
+    elif args.task == "linear":
+        model = {k: v for k, v in model.items() if k != "fps"}  # known when it is known what the files are
     if args.steps is not None:
         recipe["epochs"] = None
         if args.warmup is None:
             args.warmup = min(recipe["warmup"], args.steps // 10)
-    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, vars(config))
+    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, model)
     if args.epochs is not None:
         args.steps = 1  # known when the files are counted
     args.out = args.out or Path("runs") / args.task
-    positive = ("fps", "lr") + (("epochs",) if args.epochs is not None else ())
+    positive = ["lr", *(name for name in ("fps", "epochs") if getattr(args, name) is not None)]
     loop.check(p, args, processes, {"batch": 1, "windows": 1, "crops": 1, "clip": 0, "mixup": 0}, positive)
     for name in ("drop", "smoothing", "classifier_dropout", "flip"):
         if not 0 <= getattr(args, name) < 1 and not (name == "flip" and args.flip == 1):
@@ -174,18 +174,15 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
 # --------------------------------------------------------------------------------------------------------------- one run
 
 
-def listed(args: argparse.Namespace, processes: Processes) -> downstream.Labelled:
-    """The labelled files, listed by the first process; ValueError where there is nothing to train or to test on"""
-    found = None
-    if processes.first:
-        problems: list[str] = []
-        found = downstream.load(args.data, problems, args.part)
-        for line in problems[:10]:
-            print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
-        if found.missing:
-            print(f"warning: {len(found.missing)} of {sum(found.listed)} listed files are missing, first "
-                  f"{printable(found.missing[0])}", file=sys.stderr, flush=True)
-    found = processes.collect(found)[0]
+def listed(args: argparse.Namespace, processes: Processes) -> tuple[downstream.Labelled, list[str]]:
+    """The labelled files, listed by the first process, and what is wrong with the list
+
+    ValueError where there is nothing to train or to test on, or of another kind.
+    """
+    problems: list[str] = []
+    found = processes.collect(downstream.load(args.data, problems, args.part) if processes.first else None)[0]
+    if found.missing:
+        problems.append(f"{len(found.missing)} of {sum(found.listed)} listed files are missing:")
     kind = found.kind if args.task == "linear" and not args.modality else args.modality or args.task
     if not found.classes:
         raise ValueError(f"--data {args.data} has captions, not classes: name data with labels")
@@ -195,7 +192,7 @@ def listed(args: argparse.Namespace, processes: Processes) -> downstream.Labelle
     if found.kind not in {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}[kind]:
         raise ValueError(f"--data {args.data} is {found.kind}, and --task {args.task} was to learn from {kind}: name other "
                          f"data, or another --task or --modality")
-    return found._replace(kind=kind)
+    return found._replace(kind=kind), [*problems, *found.missing]
 
 
 def train(args: argparse.Namespace, processes: Processes) -> dict:
@@ -204,11 +201,20 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
     with mendable():
         scratch = tempfile.TemporaryDirectory()
         run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
-        found = listed(args, processes)
+        found, problems = listed(args, processes)
+        config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         if args.epochs is not None:
             args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
+        if args.fps is None:  # Section A.2.1: of video a stride of 2 at 25 fps, of sound what it was
+            args.fps = 12.5 if found.kind == "video" else config.fps
+        if found.kind == "image":
+            args.frames = config.patch[0]
         if processes.first:
             run.begin(loop.plain(args), loop.MAY_DIFFER)
+            told = Problems(run.out / "problems.txt")
+            for line in problems:
+                told.append(printable(line))
+            told.warn()
         if args.task in run.results():
             scores = run.results()[args.task]
             processes.print(f"{args.out} is finished; another --out makes another run\n{table(scores, found)}\n")
@@ -217,7 +223,6 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
         recipe = views.Recipe(kind, args.frames, args.fps, args.size, args.rate, args.windows, args.crops, tuple(args.area),
                               tuple(args.colour), args.flip, args.mixup, args.cache)
         torch.manual_seed(args.seed)
-        config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         config = dataclasses.replace(config, patch=tuple(args.patch), **{name: getattr(args, name) for name in (
             "frames", "fps", "size", "audio_input", "rate", "dropout")})
         head = "low-rank" if args.task == "linear" and args.classifier == "low-rank" else "linear"
@@ -231,8 +236,8 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
 
     processes.print(f"{args.task} {args.data}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
                     f"{'pre-trained' if args.init and not args.scratch else 'random'} at first, {args.precision} on {world} x "
-                    f"{device.type}; {len(found.train)} clips to train on, {len(found.test)} to test on, {classes} classes; "
-                    f"{args.out}")
+                    f"{device.type}; {len(found.train)} of {found.listed[0]} listed clips to train on, "
+                    f"{len(found.test)} of {found.listed[1]} to test on, {classes} classes; {args.out}")
     name = "mAP" if found.multi else "top-1"
     best = max((row["held_out"][name] for row in run.rows() if "held_out" in row), default=-1.0)
 
@@ -298,7 +303,6 @@ def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
 
     def update():
         if args.clip:
-            # Official: only the backbone's gradients are clipped (the paper is silent).
             # Ours: after their mean over processes (official: those of each process).
             torch.nn.utils.clip_grad_norm_(model.backbone.parameters(), args.clip)
         optimizer.step()

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import data
 import loop
@@ -19,12 +21,14 @@ import views
 from classifier import Classifier
 from sampling import Slots, generator
 from subtitles import printable
-from training import Processes, write_whole
+from training import Processes, load_weights, write_whole
 
 
 def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
     """A classifier on features that are computed once (Sections A.3.2, A.4)"""
     model.backbone.requires_grad_(False)
+    if state:  # the features are those of the backbone that was saved
+        load_weights(model, state["model"], str(run.out))
 
     def get(items, recipe, name):
         files = views.Testing(items, len(found.classes), recipe)
@@ -40,6 +44,8 @@ def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
         raise ValueError(f"{bad}, more than --max-bad {args.max_bad} of them: " + printable(str(train.failed[:10])))
     loader = lambda: tested.loader(test, processes)
     if args.classifier == "svm":
+        if found.multi:
+            raise ValueError("--classifier svm takes one class a file, and the data have several: --classifier low-rank")
         fit_svm(model, train, args.svm_c, args.seed)
         if processes.first:
             run.describe(loop.plain(args), model.describe())
@@ -77,7 +83,8 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
                 return Features(z, y, number, [(str(path), str(reason)) for path, reason in saved["failed"]])
     model.eval()
     rows, failed = [], []
-    for found, bad in views.loader(dataset, batch, processes.rank, processes.world, workers, timeout):
+    loader = views.loader(dataset, batch, processes.rank, processes.world, workers, timeout)
+    for found, bad in tqdm(loader, cached.stem, unit="batch", disable=not (processes.first and sys.stderr.isatty())):
         failed += bad
         if found is not None:
             x = views.inputs(found["x"].flatten(0, 1).to(processes.device))

@@ -40,3 +40,13 @@ def folder(root: Path, films: int = 8, silent: int = 0, captioned: int | None = 
         if i < (films if captioned is None else captioned):
             (root / f"{i:02d}.csv").write_text(f"start,end,text\n0,0.5,film number{i} begins\n0.8,1.4,number{i} goes on\n")
     return root
+
+
+def image(path: Path, picture: np.ndarray) -> Path:
+    """A PNG of a picture (H, W, 3) uint8"""
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream("png", 1)
+        stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "rgb24"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+    return path

@@ -151,3 +151,15 @@ def test_frozen_video_features_read_texture_and_rhythm_far_better_than_a_random_
 
 def test_frozen_audio_features_read_an_attribute_of_sound_better_than_a_random_networks(probes):
     assert max(gain(probes, "audio", attribute) for attribute in ("texture", "rhythm", "place")) >= 0.10
+
+
+def test_what_was_pre_trained_needs_fewer_labels_than_what_was_not(runs, here):
+    (here / "runs" / "demo").symlink_to(runs[0])
+    subprocess.run([sys.executable, str(HERE / "finetune.py")], cwd=here, check=True, timeout=1500)
+    results = json.loads((here / "runs" / "demo-finetune" / "results.json").read_text())
+    print("\nlabels:", json.dumps(results))
+    assert set(results) == {"linear_video", "linear_audio", "finetune_video", "finetune_audio"}
+    for name, least in (("linear_video", 0.25), ("linear_audio", 0.3), ("finetune_video", 0.05), ("finetune_audio", 0.1)):
+        other = "random" if name.startswith("linear") else "scratch"
+        assert results[name]["pretrained"] - results[name][other] >= least, name
+        assert results[name]["pretrained"] > 5 * results[name]["chance"], name

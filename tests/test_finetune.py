@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from films import film
+from films import film, image
 from runs import pretrained
 
 import classifier
@@ -85,7 +85,7 @@ def test_the_recipes_are_those_of_the_paper():
     assert (audio.lr, audio.warmup, audio.steps, audio.batch, audio.mixup) == (0.2, 5000, 50_000, 1024, 5)
     assert audio.frames / audio.fps * audio.rate == 6.4 * 24_000 == 153_600
     assert (audio.windows, audio.crops, audio.balance) == (4, 1, True)
-    assert (image.lr, image.epochs, image.batch, image.size, image.frames, image.smoothing) == (0.08, 50, 512, 384, 4, 0.1)
+    assert (image.lr, image.epochs, image.batch, image.size, image.smoothing) == (0.08, 50, 512, 384, 0.1)
 
 
 def test_the_linear_recipe_is_that_of_a_3_2(init):
@@ -140,6 +140,17 @@ def test_a_killed_run_goes_on_bit_for_bit_like_one_that_was_not(finished, labell
     best = [torch.load(out / "best.pt", weights_only=True) for out in (finished, tmp_path / "run")]
     assert best[0]["step"] == best[1]["step"]
     assert all(torch.equal(best[0]["model"][k], best[1]["model"][k]) for k in best[0]["model"])
+
+
+def test_a_frozen_backbones_classifier_goes_on_bit_for_bit_too(labelled, init, tmp_path):
+    argv = ["--task", "linear", "--data", str(labelled), "--init", str(init), *SHORT, "--out", str(tmp_path / "run")]
+    finetune.main(argv)
+    log, scores = rows(tmp_path / "run"), (tmp_path / "run" / "results.json").read_text()
+    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "run" / "checkpoint-00000006.pt").unlink()
+    finetune.main(argv)
+    assert rows(tmp_path / "run") == log
+    assert (tmp_path / "run" / "results.json").read_text() == scores
 
 
 def test_chunks_train_what_the_whole_batch_trains(labelled, init, tmp_path):
@@ -250,6 +261,24 @@ def test_clips_with_several_labels_are_mixed_balanced_and_scored_by_mean_average
     assert scores["N"] == 8
     assert classifier.load(tmp_path / "run").multi
     assert "mAP" in capsys.readouterr().out
+
+
+def test_images_are_clips_of_equal_frames_to_a_backbone_of_video(init, tmp_path):
+    for side, n in (("train", 3), ("val", 2)):
+        for k, grey in enumerate((40, 200)):
+            for i in range(n):
+                path = tmp_path / "images" / side / f"n{k}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image(path, np.full((20, 30, 3), grey + 9 * i, np.uint8))
+    argv = ["--data", f"imagenet={tmp_path / 'images'}", "--init", str(init), *SHORT]
+    finetune.main(["--task", "image", *argv, "--out", str(tmp_path / "image"), "--crops", "1"])
+    assert results(tmp_path / "image", "image")["N"] == 4
+    assert classifier.load(tmp_path / "image").backbone.e_temporal.shape[0] == 1
+    finetune.main(["--task", "linear", *argv, "--out", str(tmp_path / "linear"), "--classifier", "svm"])
+    assert results(tmp_path / "linear", "linear")["N"] == 4
+    epochs = [flag for flag in argv if flag not in ("--steps", "6")]
+    finetune.main(["--task", "image", *epochs, "--epochs", "2", "--out", str(tmp_path / "epochs")])
+    assert len(rows(tmp_path / "epochs")) == 3, "twice six images in batches of four"
 
 
 # wrong input

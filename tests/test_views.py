@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from films import film
+from films import film, image
 
 import views
 from labelled import Item
@@ -73,12 +73,7 @@ def test_sound_is_as_long_as_the_frames_and_a_film_without_it_is_counted(films):
 
 def test_an_image_is_one_frame(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
-    frame = views.decode.av.VideoFrame.from_ndarray(picture, "rgb24")
-    with views.decode.av.open(str(tmp_path / "a.png"), "w", format="image2") as file:
-        stream = file.add_stream("png", 1)
-        stream.width, stream.height, stream.pix_fmt = 30, 20, "rgb24"
-        file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
+    image(tmp_path / "a.png", picture)
     items = [Item(tmp_path / "a.png", 0.0, math.inf, 0)]
     recipe = RECIPE._replace(kind="image", frames=2, size=20, crops=1)
     x = views.Testing(items, 1, recipe)[0][0]["x"]
