@@ -50,7 +50,7 @@ class Decoded:
     def video(self, start: float, frames: int, fps: float, box, size: tuple[int, int]) -> np.ndarray:
         """As `Media.video`, from the frames in memory"""
         at = (round(start * fps) + np.arange(frames)) % len(self.frames)
-        return crop(self.frames[at], box, size)
+        return crop(self.frames[at], box(self.width, self.height) if callable(box) else box, size)
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
         """As `Media.audio`, from the sound in memory"""

@@ -8,6 +8,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import chain
 
 import av
@@ -110,14 +111,15 @@ class Container:
         for stream, sought in self._places(kind, t):
             frames = self._decode(stream, sought)
             first = next(frames, None)
-            if not sought or (first and first[0] <= self._due(stream, t) + late):
+            if not sought or (first and first[0] <= self._due(stream, t) + late and not first[1].is_corrupt):
                 yield from chain([first] if first else [], frames)
                 return
 
     def _places(self, kind: str, t: float) -> Iterator[tuple]:
         """Puts the file at the key frame before t, then, if more is asked for, further and further back: (stream, sought).
 
-        If the file has no index or a wrong one, or is damaged there, a seek fails or comes out late. At last its beginning.
+        If the file has no index or a wrong one, or is damaged there, a seek fails or comes out late; some have what the
+        decoder must know only in their first packet. At last its beginning.
         """
         stream = self._streams[kind]
         # In a program stream the first timestamps after a seek are wrong.
@@ -169,15 +171,15 @@ class Container:
 
     def _packets(self, stream) -> Iterator:
         """The packets of a stream that hold anything; an empty one would tell the decoder that the file is over."""
-        packets = self._container.demux(stream)
-        while True:
-            try:
-                packet = next(packets)
-            except Exception:  # the end, or damage that the container does not get over
-                return
-            if packet.size:
-                self._spend(1e4)
-                yield packet
+        with closing(self._container.demux(stream)) as packets:  # else what it holds outlives the file
+            while True:
+                try:
+                    packet = next(packets)
+                except Exception:  # the end, or damage that the container does not get over
+                    return
+                if packet.size:
+                    self._spend(1e4)
+                    yield packet
 
     def _spend(self, work: float):
         self._work += work

@@ -120,8 +120,7 @@ class Clips(Dataset):
             words = index[other] if r.control == "captions" else row
         with self.reader.open(*find(index, number)) as media:
             start = random_start(rng, row, media.duration, r)
-            box = augment.random_box(rng, media.width, media.height, r.area)
-            video = media.video(start, r.frames, r.fps, box, (r.size, r.size))
+            video = media.video(start, r.frames, r.fps, lambda w, h: augment.random_box(rng, w, h, r.area), (r.size, r.size))
             has_audio = media.has_audio
             audio = media.audio(start, r.samples, r.rate) if has_audio and r.control != "audio" else None
         if r.control == "audio":
@@ -177,8 +176,7 @@ class HeldOut(Dataset):
             with self.hands.hold(name(index, number)), self.reader.open(*find(index, number)) as media:
                 first, last = starts(row, media.duration, r)
                 start = math.floor((first + last) / 2 * r.fps) / r.fps
-                box = augment.centre_box(media.width, media.height)
-                video = media.video(start, r.frames, r.fps, box, (r.size, r.size))
+                video = media.video(start, r.frames, r.fps, augment.centre_box, (r.size, r.size))
                 has_audio = media.has_audio
                 audio = media.audio(start, r.samples, r.rate) if has_audio else np.zeros(r.samples, np.float32)
             text, has_text = captions(row, start, r, self.vocabulary)

@@ -7,8 +7,8 @@
 Times are seconds from the first timestamp of the file, whichever stream it belongs to. A box is (left, top, right,
 bottom) in fractions of the picture as displayed.
 
-Pictures are read in one of two ways, which give the same to the bit: `_pick` decodes only those that are drawn and those
-that others are made from, where packets tell which these are; `_draw` decodes all of them, and gets along with anything.
+Pictures are read in one of two ways, which give the same to the bit of a film that is whole: `_pick` decodes only those that
+are drawn and those that others are made from, where packets tell which; `_draw` decodes all, and gets along with anything.
 """
 
 import math
@@ -166,20 +166,21 @@ class Media(Container):
         packets = self._hold(wanted[0][0], wanted[-1][0])
         shown = sorted((p.pts, p.duration or 0) for p in packets if not p.is_discard)
         times = [self._time(self._streams["video"], pts) for pts, _ in shown]
-        if not times or len(set(times)) < len(times):
+        hidden = max((p.pts for p in packets if p.is_discard), default=-math.inf)
+        if not times or len(set(times)) < len(times) or hidden > shown[0][0]:
             return None
         gap = times[-1] - times[-2] if len(times) > 1 else 0.0
-        end = times[-1] + self._length(gap, shown[-1][1])
+        end, places = times[-1] + self._length(gap, shown[-1][1]), {}
         ends = [time - EPS for time in (*times[1:], end)]
-        drawn, places = [(t, i) for t, i in wanted if t < ends[-1]], {}
-        for t, i in drawn:
-            places.setdefault(shown[bisect_right(ends, t)][0], []).append(i)
-        if not drawn or not self._paint(packets, places, paint):
-            paint.drawn.clear()
+        if wanted[-1][0] >= ends[-1]:  # where a film ends is told by its pictures
             return None
-        for _ in drawn:
-            wanted.popleft()
-        return end
+        for t, i in wanted:
+            places.setdefault(shown[bisect_right(ends, t)][0], []).append(i)
+        if self._paint(packets, places, paint):
+            wanted.clear()
+            return end
+        paint.drawn.clear()
+        return None
 
     def _hold(self, t: float, until: float) -> list:
         """The packets of the video from a key frame at or before t until none to come is shown by `until`; [] if in doubt."""
@@ -216,7 +217,8 @@ class Media(Container):
                     return False
                 for frame in frames:
                     self._spend(frame.width * frame.height)
-                    if frame.interlaced_frame:  # the packet may have been that of one of its two fields
+                    # A packet may have been that of one of two fields; what stands in for damage can be of any picture.
+                    if frame.interlaced_frame or frame.is_corrupt:
                         return False
                     for i in places.pop(frame.pts, ()):
                         paint(i, self._time(packets[0].stream, frame.pts), frame)
