@@ -56,7 +56,7 @@ def settings(p: argparse.ArgumentParser, args: argparse.Namespace, device: torch
     cuda = device.type == "cuda"
     args.parts = args.parts or (tuple(speed.PARTS) if cuda else tuple(speed.PARTS)[:2])
     args.preset = args.preset or ("mbs" if cuda else "bbs")
-    args.precision = args.precision or ("bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32")
+    args.precision = args.precision or ("bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32")
     config = vatt.PRESETS[args.preset]
     args.tokens = speed.tokens(config) // 2 if args.tokens is None else args.tokens
     args.drop = sorted(set(args.drop))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from decode import Media
+from decode import Media, Unreadable
 
 LONGEST = 30.0  # seconds; of a longer film it is cheaper to decode the clip alone
 
@@ -40,17 +40,28 @@ class Decoded:
         self.frames = np.zeros((0, 0, 0, 3), np.uint8)
         if media.has_video:
             scale = size / min(media.width, media.height)
-            self.width, self.height = (min(max(size, round(x * scale)), 8 * size) for x in (media.width, media.height))
-            self.frames = media.video(0.0, max(1, round(media.duration * fps)), fps, size=(self.height, self.width))
+            width, height = (min(max(size, round(x * scale)), 8 * size) for x in (media.width, media.height))
+            self.frames = media.video(0.0, max(1, round(media.duration * fps)), fps, size=(height, width))
         samples = max(1, round(media.duration * rate))
         wave = media.audio(0.0, samples, rate) if self.has_audio else np.zeros(0, np.float32)
         self.wave = (wave * 32767).astype(np.int16)
         self.nbytes = self.frames.nbytes + self.wave.nbytes
 
+    width = property(lambda self: self.shape[1], doc="Pixels of what is kept.")
+    height = property(lambda self: self.shape[0], doc="Pixels of what is kept.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width); Unreadable where there is sound alone"""
+        if not len(self.frames):
+            raise Unreadable(self.path, "no video")
+        return self.frames.shape[1:3]
+
     def video(self, start: float, frames: int, fps: float, box, size: tuple[int, int]) -> np.ndarray:
         """As `Media.video`, from the frames in memory"""
+        height, width = self.shape
         at = (round(start * fps) + np.arange(frames)) % len(self.frames)
-        return crop(self.frames[at], box(self.width, self.height) if callable(box) else box, size)
+        return crop(self.frames[at], box(width, height) if callable(box) else box, size)
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
         """As `Media.audio`, from the sound in memory"""

@@ -76,7 +76,6 @@ def activations(gradients: Step, clip: dict) -> int:
             kept[storage.data_ptr()] = storage  # held, so that no other one gets its address
         return x
 
-    gradients.backbones = gradients.model.backbones  # without the other processes, which are not here
     with saved_tensors_hooks(keep, lambda x: x):
         gradients.encode(clip, 0, 0)
     return sum(storage.nbytes() for storage in kept.values())

@@ -198,9 +198,9 @@ def listed(args: argparse.Namespace, processes: Processes) -> tuple[downstream.L
 def train(args: argparse.Namespace, processes: Processes) -> dict:
     """One run, from the flags to its scores"""
     world, device = processes.world, processes.device
+    scratch = tempfile.TemporaryDirectory() if args.dry_run else None
     with mendable():
-        scratch = tempfile.TemporaryDirectory()
-        run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
+        run = Run(Path(scratch.name) if scratch else args.out)
         found, problems = listed(args, processes)
         config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         if args.epochs is not None:
@@ -257,7 +257,8 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
         if fit.steps:
             loop.train(args, run, processes, model=model, summary=lambda row: summary(row, name), **fit.steps,
                        held_out=lambda step: {name: held_out(step)[name]})
-        scores = held_out(args.steps)
+        with loop.uncompiled(args):
+            scores = held_out(args.steps)
     if processes.first:
         run.add_results({args.task: scores})
         more = vatt.share(model, args.out)
@@ -336,6 +337,8 @@ def main(argv: list[str] | None = None) -> None:
     """The demo, one run, or one for each official split or fold and their mean"""
     processes = Processes()
     args = settings(argv, processes)
+    if args.dry_run and not processes.alone():
+        return
     if not args.task:
         run_demo(args.out or Path("runs/demo-finetune"), args.seed, processes)
     elif args.part != "all":

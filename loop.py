@@ -63,7 +63,7 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace, processes: Proce
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
             p.error(f"--{name.replace('_', '-')} must be finite, not {value}")
-    least = {"steps": 1, "frames": 1, "size": 1, "rate": 1, "warmup": 0, "workers": 0, "save_every": 1, "eval_every": 1,
+    least = {"steps": 1, "frames": 1, "size": 1, "rate": 1000, "warmup": 0, "workers": 0, "save_every": 1, "eval_every": 1,
              "cache": 0, "seed": 0, **least}
     for name, bound in least.items():
         if getattr(args, name) < bound:
@@ -71,6 +71,8 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace, processes: Proce
     for name in (*positive, "timeout"):
         if getattr(args, name) <= 0:
             p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
+    if (args.fps or 0) > 240 or args.seed >= 2**63:
+        p.error(f"--fps is at most 240, --seed below 2^63, not {args.fps} and {args.seed}")
     if args.chunk is not None and args.chunk < 1:
         p.error(f"--chunk must be at least 1, not {args.chunk}")
     if args.batch % processes.world:
@@ -90,11 +92,20 @@ def plain(args: argparse.Namespace) -> dict:
 def place(model: nn.Module, args: argparse.Namespace, device: torch.device) -> None:
     """Moves the model to the device in its precision; recomputation and compilation as the flags say"""
     torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
+    if args.compile:  # three towers share their code, and each has its number of tokens and the size of its last chunk
+        torch._dynamo.config.recompile_limit = 32
+    if args.chunk:  # cuDNN's attention takes a learned mask only without gradients: the second pass would drop out others
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model.to(device, torch.float64 if args.precision == "fp64" else torch.float32)
     for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
         transformer.recompute = args.recompute
         if args.compile:
-            transformer.compile()
+            transformer.compile(dynamic=False)
+
+
+def uncompiled(args: argparse.Namespace):
+    """Around evaluations, whose batches have other sizes: what is compiled for training runs as it is written"""
+    return torch.compiler.set_stance("force_eager") if args.compile else contextlib.nullcontext()
 
 
 def resume(run: Run, args: argparse.Namespace, processes: Processes, model: nn.Module, optimizer, state: dict | None,
@@ -126,11 +137,13 @@ def reading(run: Run, *loaded):
         yield
     except data.TooManyBad as e:
         why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
-        fail(2 if run.rows() == [] else 3, why)
+        fail(3 if any(run.rows()) else 2, why)
     except RuntimeError as e:
         if why := data.lost(e, *loaded):
             fail(3, f"{printable(why)}. The same command goes on; without that file, if it is to blame")
         raise
+    except OSError as e:
+        fail(3, f"{e}; when {run.out} can be written again, the same command goes on from its last checkpoint")
 
 
 class Fit(NamedTuple):
@@ -190,7 +203,9 @@ def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Ite
 
         end = step + 1
         if end % args.eval_every == 0 and end < args.steps:
-            row["held_out"] = held_out(end)
+            with uncompiled(args):
+                row["held_out"] = held_out(end)
+            asked += processes.sum(stop.code > 0)[0]
         took = time.perf_counter() - began
         row["time"] = {"clips_per_s": args.batch / took, "data_wait": waited / took}
         if processes.first:
@@ -214,6 +229,7 @@ def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Ite
             saved = run.save(end, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
         if asked:
             bar.close()
+            processes.wait()  # torchrun ends all as soon as one has ended
             if not saved:
                 fail(3, f"stopped at step {end} and NOT saved; {run.out} goes on from its last checkpoint")
             say(f"stopped at step {end}, saved in {run.out}; the same command goes on")

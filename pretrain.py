@@ -120,8 +120,11 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
         if processes.first and not (folder / "index.json").is_file():
             kind, root = datasets.parse_source(text)
             roots = [datasets.parse_source(other)[1].resolve() for other in trained]
-            if text is held and any(other in root.resolve().parents for other in roots):
+            if number == len(trained) and any(other in root.resolve().parents for other in roots):
                 raise ValueError(f"--val {held} lies inside --data and would be trained on: move it out")
+            if number == len(trained) and any(root.resolve() in (other, *other.parents) for other in roots):
+                print(f"warning: --val {held} holds films that are trained on: its scores are no held-out scores",
+                      file=sys.stderr, flush=True)
             datasets.list_films(kind, root, folder, run.out / f"problems-{number}.txt")
         folders.append(folder)
     processes.wait()
@@ -154,11 +157,13 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes()
     args = settings(argv, processes)
     rank, world, device = processes.rank, processes.world, processes.device
+    if args.dry_run and not processes.alone():
+        return None
+    scratch = tempfile.TemporaryDirectory() if args.dry_run else None
 
     with mendable():
         # data
-        scratch = tempfile.TemporaryDirectory()
-        run = Run(Path(processes.collect(scratch.name)[0]) if args.dry_run else args.out)
+        run = Run(Path(scratch.name) if scratch else args.out)
         if processes.first:
             run.begin(loop.plain(args), loop.MAY_DIFFER)
         if run.results():
@@ -208,22 +213,21 @@ def main(argv: list[str] | None = None) -> None:
     rate = lambda step: learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
     with loop.reading(run, clips, held_out):
         if args.dry_run:
-            if processes.first:
-                batch, failed = data.collate([clips[0, slot] for slot in range(min(8, args.batch))])
-                for path, reason in failed:
-                    print(f"unreadable: {printable(path)}: {reason}")
-                print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
-            return processes.end()
+            batch, failed = data.collate([clips[0, slot] for slot in range(min(8, args.batch))])
+            for path, reason in failed:
+                print(f"unreadable: {printable(path)}: {reason}")
+            return print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
         loop.train(args, run, processes, batches, first, bad, model, optimizer, rate, gradients, optimizer.step,
                    held_out_recall, lambda row: summary(row, args.batch))
-        results = retrieval(model, loader(), processes, args.precision)
-    if processes.first:
-        run.add_results(results)
-        print(f"\n{table(results, beside(args))}")
-        if bad.names:
-            print(bad)
-        more = figures.curves(args.out) + vatt.share(model, args.out)
-        print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}")
+        with loop.uncompiled(args):
+            results = retrieval(model, loader(), processes, args.precision)
+        if processes.first:
+            run.add_results(results)
+            print(f"\n{table(results, beside(args))}")
+            if bad.names:
+                print(bad)
+            more = figures.curves(args.out) + vatt.share(model, args.out)
+            print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}")
     processes.end()
 
 

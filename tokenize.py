@@ -50,9 +50,9 @@ def mel_spectrogram(wave, rate=48000, bins=80):
     padded = wave.new_zeros(wave.shape[0], (frames - 1) * hop + window)
     n = min(padded.shape[1], wave.shape[1])
     padded[:, :n] = wave[:, :n]
-    hann = 0.5 - 0.5 * (2 * math.pi / window * wave.new_tensor(range(window))).cos()
-    power = padded.stft(window, hop, window=hann, center=False, return_complex=True).abs()  # (B, window/2 + 1, frames)
-    x = (1 + 1e4 * (_mel_filters(power, rate, bins) @ power)).log().transpose(1, 2)          # (B, frames, bins)
+    hann, filters = _kept(_hann, wave, window), _kept(_mel_filters, wave, window, rate, bins)
+    x = padded.stft(window, hop, window=hann, center=False, return_complex=True).abs()      # (B, window/2 + 1, frames)
+    x = (1 + 1e4 * (filters @ x)).log().transpose(1, 2)                                      # (B, frames, bins)
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
     return (x - low) / (high - low).clamp(min=1e-6)
 
@@ -139,10 +139,26 @@ def _pad(x, dim, multiple):
     return padded
 
 
-def _mel_filters(like, rate, bins, low=80.0, high=7600.0):
+def _kept(make, like, *numbers):
+    """make(like, *numbers), which is made once for each device and dtype: to copy a list to a GPU is to wait for it"""
+    key = make, like.device, like.dtype, numbers
+    if key not in _made:
+        _made[key] = make(like, *numbers)
+    return _made[key]
+
+
+_made = {}
+
+
+def _hann(like, window):
+    """Hann window, periodic.  -> (window,), on the device of `like`"""
+    return 0.5 - 0.5 * (2 * math.pi / window * like.new_tensor(range(window))).cos()
+
+
+def _mel_filters(like, window, rate, bins, low=80.0, high=7600.0):
     """Triangles that are even in mel, without a norm of their area.  -> (bins, window/2 + 1), on the device of `like`"""
     mel = lambda hertz: 1127.0 * math.log1p(hertz / 700.0)
-    n = like.shape[1]
+    n = window // 2 + 1
     x = like.new_tensor([mel(i * rate / 2 / (n - 1)) for i in range(n)])
     low, high = mel(low), mel(min(high, rate / 2))
     edges = like.new_tensor([low + (high - low) * i / (bins + 1) for i in range(bins + 2)]).unsqueeze(1)

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -53,11 +54,11 @@ class Processes:
             dist.barrier(self.patient)
 
     def sum(self, *numbers: float) -> list[float]:
-        """The sums over all processes"""
+        """The sums over all processes; through their CPUs, so that nobody waits for a GPU"""
         if self.world == 1:
             return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        total = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(total, group=self.patient)
         return total.tolist()
 
     def add(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,6 +78,12 @@ class Processes:
     def gather(self, z: torch.Tensor) -> torch.Tensor:
         """The rows of all processes, with gradient: (b, ...) -> (world b, ...); see `Gather`"""
         return Gather.apply(z, self.rank, self.world) if self.world > 1 else z
+
+    def alone(self) -> bool:
+        """Ends the group; True on the first process, which goes on as if there were no other"""
+        self.end()
+        first, self.rank, self.world = self.first, 0, 1
+        return first
 
     def end(self) -> None:
         """Leave the group, so that no process waits for this one"""
@@ -163,7 +170,7 @@ class Run:
         saved = self.read_config()["settings"] if config.is_file() else {}
         self.out.mkdir(parents=True, exist_ok=True)
         self.hold()
-        if config.is_file() and (self.checkpoints() or self.rows()):
+        if config.is_file() and (self.checkpoints() or any(self.rows())):
             self.compare(saved, settings, may_differ)
         else:  # new, or an attempt that never came to its first step
             shutil.rmtree(self.out / "index", ignore_errors=True)
@@ -259,12 +266,7 @@ class Run:
     def cut_log(self, step: int) -> None:
         """Removes the rows of metrics.jsonl from `step` on: they will be made again"""
         path = self.out / "metrics.jsonl"
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = []
-        for row in rows:
-            with contextlib.suppress(ValueError):  # a row that a kill cut short
-                if json.loads(row)["step"] < step:
-                    kept.append(row)
+        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] < step]
         write_text(path, "".join(kept))
 
     def log(self, row: dict) -> None:
@@ -281,11 +283,13 @@ class Run:
                 if isinstance(value, (int, float)):
                     self.events.add_scalar(name, value, row["step"])
 
-    def rows(self) -> list[dict]:
-        """metrics.jsonl, whole; none where there is no file yet"""
-        if not (self.out / "metrics.jsonl").is_file():
-            return []
-        return [json.loads(row) for row in (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    def rows(self) -> Iterator[dict]:
+        """The rows of metrics.jsonl, but for one that a kill cut short"""
+        if (self.out / "metrics.jsonl").is_file():
+            with open(self.out / "metrics.jsonl", encoding="utf-8") as file:
+                for row in file:
+                    with contextlib.suppress(ValueError):
+                        yield json.loads(row)
 
     def results(self) -> dict:
         """results.json; empty before the run has come to its end"""
@@ -309,9 +313,10 @@ def write_whole(path: Path, write) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    with contextlib.suppress(OSError):  # Windows, and some disks of networks, do not sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -350,7 +355,7 @@ def load_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
 
 
 class Stop:
-    """SIGTERM or Ctrl-C: the first one asks the loop to save and leave, the second leaves at once."""
+    """SIGTERM or Ctrl-C asks the loop to save and leave; a second Ctrl-C leaves at once."""
 
     def __init__(self):
         self.code = 0
@@ -363,7 +368,8 @@ class Stop:
 
     def ask(self, number, _frame) -> None:
         """The handler; it only sets a flag, because a checkpoint needs the end of a step"""
-        if self.code and time.monotonic() - self.asked > 0.2:  # torchrun and the terminal may both send the first one
+        # torchrun and the terminal may both send the first one, and torchrun sends SIGTERM again to those that still save.
+        if self.code and number == signal.SIGINT and time.monotonic() - self.asked > 0.2:
             os._exit(128 + number)
         if not self.code:
             self.code, self.asked = 128 + number, time.monotonic()

@@ -302,7 +302,7 @@ def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
     known = tokenize.Vocabulary.load((run.parent if run.suffix == ".safetensors" else run) / "vocabulary.txt")
     ids = torch.tensor([known.ids.get(word, -1) for word in words.words])
     name = "backbones.W_tp"
-    if start[name].shape[1:] == own[name].shape[1:]:
+    if name in start and start[name].shape[1:] == own[name].shape[1:]:
         start[name] = torch.where((ids >= 0)[:, None], start[name][ids.clamp(min=0)], own[name])
     resize_tables(start, own)
     load_weights(model, start, f"--init {run}")

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from films import TINY, film, folder
@@ -79,6 +81,43 @@ def test_the_loss_is_the_sum_of_both_with_lambda_one_and_starts_near_chance(fini
     assert first["loss"] == pytest.approx(first["nce"] + first["mil_nce"], rel=1e-6)
     assert abs(first["nce"] - losses.at_chance(4, int(first["sounding"]))) < 2
     assert "held_out" in rows(finished)[3]
+
+
+def test_a_file_with_sound_alone_is_counted_with_and_without_a_cache(films, tmp_path, capsys):
+    shutil.copytree(films, tmp_path / "films")
+    with av.open(str(tmp_path / "films" / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        for i in range(12):
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            block.sample_rate, block.pts = 8000, 1024 * i
+            container.mux(stream.encode(block))
+        container.mux(stream.encode(None))
+    for cache in ("0", "1"):
+        pretrain.main([*both(tmp_path / "films"), "--out", str(tmp_path / cache), *TINY, "--max-bad", "1", "--cache", cache])
+        assert "unreadable files (no video: " in capsys.readouterr().out
+
+
+def test_a_row_of_the_log_that_a_kill_cut_short_before_any_checkpoint_does_not_block_the_run(finished, films, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(finished / "config.json", out)
+    (out / "metrics.jsonl").write_text((finished / "metrics.jsonl").read_text()[:200])
+    pretrain.main([*both(films), "--out", str(out), *TINY])
+    assert rows(out) == rows(finished)
+
+
+def test_a_second_sigterm_does_not_stop_the_saving_and_a_second_ctrl_c_does(tmp_path):
+    code = ("import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from training import Stop; Stop()\n"
+            "for s in sys.argv[2:]: os.kill(os.getpid(), getattr(signal, s)); time.sleep(0.3)\nprint('saved')")
+    run = lambda *signals: subprocess.run([sys.executable, "-c", code, str(HERE), *signals], check=False, capture_output=True)
+    assert run("SIGTERM", "SIGTERM").stdout.strip() == b"saved"
+    twice = run("SIGINT", "SIGINT")
+    assert (twice.stdout, twice.returncode) == (b"", 130)
+
+
+def test_scores_on_films_that_are_trained_on_are_no_held_out_scores(films, tmp_path, capsys):
+    pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "1"])
+    assert "holds films that are trained on" in capsys.readouterr().err
 
 
 def test_a_finished_run_prints_its_table_again_and_trains_nothing(finished, films, capsys):
@@ -260,6 +299,9 @@ def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys)
     (["--lr-end", "1"], "--lr-end 1.0 is above --lr"),
     (["--weights", "nan"], "--weights must be finite"),
     (["--init", "nowhere"], "nowhere"),
+    (["--fps", "1e9"], "--fps is at most 240"),
+    (["--rate", "1"], "--rate must be at least 1000"),
+    (["--seed", str(10**23)], "--seed below 2^63"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_one_line_and_exit_code_2(films, tmp_path, capsys, flags, says):
     argv = [*both(films), "--out", str(tmp_path / "run"), *TINY, *flags]
