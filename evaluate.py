@@ -10,6 +10,7 @@ What is counted stands in `metrics.py`. Under torchrun each process takes its sh
 
 import argparse
 import collections
+import contextlib
 import csv
 import json
 import sys
@@ -162,7 +163,7 @@ def classify_command(args, processes: Processes) -> None:
     name = data.name + (f"-{part}" if downstream.parts(args.data) > 1 else "")
     ends = write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
     picture = args.out / f"{name}-confusion.png"
-    drawn = "" if model.multi else ", " + figures.confusion(scores["confusion"], model.classes, picture)
+    drawn = "" if model.multi else ", " + figures.confusion(scores["confusion"], list(map(printable, model.classes)), picture)
     keep(args.out, f"classify_{name}", {k: v for k, v in scores.items() if not isinstance(v, list) or k == "left_out"})
     print(f"\n{ends}\n\n{args.out / 'evaluate.json'}, {args.out / f'{name}-classes.csv'}{drawn}")
 
@@ -196,8 +197,8 @@ def retrieve_command(args, processes: Processes) -> None:
     similarity = embed.sentences(model, texts) @ films[read].T
     scores = {**retrieval_metrics(similarity), "chance": retrieval_chance(len(texts))}
     print(f"{recipe.windows} windows of {recipe.frames} frames at {recipe.fps:g} fps, central crops of {recipe.size} pixels; "
-          f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions are "
-          f"another clip's too, which counts as wrong; {len(texts) - known} hold no word that the run knows\n")
+          f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions stand at "
+          f"more than one clip, and only their own is right; {len(texts) - known} hold no word that the run knows\n")
     print(table({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent"))
     warn_unreadable(failed)
     keep(args.out, f"retrieve_{data.name}", {**scores, "unreadable": len(failed)})
@@ -218,7 +219,8 @@ def source(text: str, part: int, out: Path, processes: Processes) -> downstream.
             print(f"warning: {len(data.missing)} listed files are not there, first {printable(data.missing[0])}; all are in "
                   f"{out / f'{data.name}-missing.txt'}", file=sys.stderr)
     if not data.test:
-        raise ValueError(f"{text} has nothing to test on: none of its {data.listed[1]} test clips is there")
+        raise ValueError(f"{text} has nothing to test on: " + (
+            f"none of its {data.listed[1]} test clips is there" if data.listed[1] else "all that it lists is for training"))
     return data
 
 
@@ -253,7 +255,7 @@ def write_classes(scores: dict, classes: list[str], path: Path) -> str:
     """Writes a row for each class; -> the lowest and the highest of them"""
     names = ("AP", "AUC of each") if "AP" in scores else ("recall", "precision")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["class", "samples", *(name.replace(" of each", "") for name in names)])
         out.writerows(zip(classes, scores["samples"], *(scores[name] for name in names), strict=True))
@@ -275,13 +277,21 @@ def warn_unreadable(failed: list) -> None:
 def keep(out: Path, name: str, scores: dict) -> None:
     """Adds scores to evaluate.json"""
     path = out / "evaluate.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = {}
+    if path.is_file():
+        with contextlib.suppress(ValueError):  # torn: these scores matter more
+            known = json.loads(path.read_text(encoding="utf-8"))
     write_text(path, json.dumps({**known, name: scores}, indent=2) + "\n")
 
 
 def left() -> str:
     """One table of what the runs of pretrain.py and finetune.py without flags have left in their results.json"""
-    pretrained, finetuned = (Run(run).results() for run in DEMO)
+    pretrained, finetuned = {}, {}
+    for run, found in zip(DEMO, (pretrained, finetuned), strict=True):
+        try:
+            found.update(Run(run).results())
+        except ValueError as error:
+            raise ValueError(f"{run}/results.json is torn ({error}): remove it, and the run writes it again") from None
     lines = []
     if pretrained:
         lines += [f"{DEMO[0]}: percent", table(pretrained, {}), ""]
@@ -343,7 +353,8 @@ def main(argv: list[str] | None = None) -> None:
     p = flags()
     args = p.parse_args(argv)
     if not args.command:
-        print(left())
+        with mendable():
+            print(left())
         return
     for name in ("windows", "batch", "crops", "part", "top", "fps", "seconds"):
         if getattr(args, name, None) is not None and not 0 < getattr(args, name) < float("inf"):
@@ -362,6 +373,8 @@ def main(argv: list[str] | None = None) -> None:
                     embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows or 4, *how)
                 else:
                     embed.search(args.run, args.words, args.source, args.out, args.top, *how)
+    except ArithmeticError as error:
+        fail(3, str(error))
     except KeyboardInterrupt:
         fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search") else ""))
     processes.end()

@@ -9,11 +9,13 @@ What is listed and not there is counted; what is doubtful becomes a line of `pro
 
 import csv
 import hashlib
+import json
 import math
 import os
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +42,30 @@ class Item(NamedTuple):
     target: int | tuple[int, ...] | str                 # its class, its classes, or its caption
 
 
+class Items(Sequence):
+    """Items in three flat blocks of memory: of a list of two million, every loader worker would come to have its own copy."""
+
+    def __init__(self, root: Path, rows: Iterable[tuple]):
+        self.root, self.ends, self.times, texts = root, array("q", [0]), array("d"), bytearray()
+        for path, start, end, target in rows:
+            texts += os.fsencode(path) + b"\0" + json.dumps(target).encode()
+            self.ends.append(len(texts))
+            self.times.extend((start, end))
+        self.texts = bytes(texts)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: int | slice) -> "Item | list[Item]":
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        path, target = self.texts[self.ends[i] : self.ends[i + 1]].split(b"\0")
+        target = json.loads(target)
+        return Item(self.root / os.fsdecode(path), *self.times[2 * i : 2 * i + 2],
+                    tuple(target) if isinstance(target, list) else target)
+
+
 class Labelled(NamedTuple):
     """A data set: with `classes`, targets are their numbers; without, they are captions. `missing`: listed, but not there."""
 
@@ -47,8 +73,8 @@ class Labelled(NamedTuple):
     kind: str                                           # what most files are: "video", "audio" or "image"
     classes: list[str]
     multi: bool                                         # whether a target is several classes
-    train: list[Item]
-    test: list[Item]
+    train: Items
+    test: Items
     missing: list[str]
     listed: tuple[int, int]                             # to train on and to test on, missing ones included
 
@@ -102,15 +128,18 @@ class Files:
         """From rows (what is listed, path below the root or None, start, end, target)"""
         sides, counts, missing, seen = [], [], [], Counter()
         for rows in (train, test):
-            items, before = [], len(missing)
-            for listed, path, start, end, target in rows:
-                if path is None:
-                    missing.append(listed)
-                else:
-                    items.append(Item(self.root / path, start, end, target))
-                    seen[TYPES.get(os.path.splitext(path)[1].lower(), "")] += 1
-            sides.append(items)
-            counts.append(len(items) + len(missing) - before)
+            before = len(missing)
+
+            def there(rows):
+                for listed, path, start, end, target in rows:
+                    if path is None:
+                        missing.append(listed)
+                    else:
+                        seen[TYPES.get(os.path.splitext(path)[1].lower(), "")] += 1
+                        yield path, start, end, target
+
+            sides.append(Items(self.root, there(rows)))
+            counts.append(len(sides[-1]) + len(missing) - before)
         most = max(seen, key=seen.get, default="")
         if not kind and seen[most] < seen.total():
             kinds = ", ".join(f"{n} of {k}" for k, n in seen.items())

@@ -281,7 +281,7 @@ def test_youcook2_reads_columns_by_name_because_the_end_comes_before_the_start(t
             "9,7,1,mix,-_000000000\n")
     root = put(tmp_path, "validation/226/xHr8X2Wpmno.webm", "validation/1/-_000000000.mkv", validation_youcook_csv=text)
     data = load(str(root), [])
-    assert (data.name, data.classes, data.train) == ("youcook2", [], [])
+    assert (data.name, data.classes, list(data.train)) == ("youcook2", [], [])
     assert [(item.path.name, *item[1:]) for item in data.test] == [
         ("xHr8X2Wpmno.webm", 47, 60, "pick the ends off"), ("-_000000000.mkv", 7, 9, "mix")]
     assert data.missing == ["XHR8x2wPMNO 67-89 s"], "ids differ in capitals"

@@ -156,7 +156,7 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
     assert scores["MedR"] == sorted(ranks)[3]
     assert scores["chance"]["R@5"] == 5 / 7
     assert "3 windows of 4 frames at 10 fps, central crops of 16 pixels" in said.out
-    assert "pool of N = 7; ties count against the model; 2 captions are another clip's too" in said.out
+    assert "pool of N = 7; ties count against the model; 2 captions stand at more than one clip" in said.out
     assert "1 hold no word that the run knows" in said.out
     assert "1 files could not be read" in said.out
 

@@ -1,11 +1,13 @@
 """One's own labelled data (labelled.py): a folder for each class, csv files, films with subtitles."""
 
 import math
+import pickle
+from pathlib import Path
 
 import pytest
 
 from downstream import load
-from labelled import apart
+from labelled import Items, apart
 
 
 def put(root, *names, text=""):
@@ -59,6 +61,19 @@ def test_films_with_subtitles_are_films_with_captions(tmp_path):
     assert [(item.path.name, *item[1:]) for item in data.test] == [("a.mp4", 1.0, 2.5, "a red cloth")]
 
 
+def test_items_are_a_sequence_of_what_was_listed_and_small_to_send_to_workers():
+    rows = [("a b/ü.mp4", 0.0, math.inf, 3), ("x.mp4", 1.25, 2.0, (1, 5)),
+            ("y\udcff.mp4", 0.5, 1.0, 'a "caption"'), ("z", 0, 1, ())]
+    items = pickle.loads(pickle.dumps(Items(Path("/root"), rows)))
+    assert list(items) == [(Path("/root", path), *rest) for path, *rest in rows]
+    assert items[-1] == items[3]
+    assert items[1:4:2] == [items[1], items[3]]
+    with pytest.raises(IndexError):
+        items[4]
+    many = Items(Path("/data"), ((f"part{i % 40:02}/Y{i:011}.wav", i, i + 10.0, (i % 527, 3)) for i in range(10_000)))
+    assert len(pickle.dumps(many)) < 80 * len(many)
+
+
 def test_a_folder_without_any_labels_says_what_labels_look_like(tmp_path):
     with pytest.raises(ValueError, match="put the files of a class in a folder of its name"):
         load(str(put(tmp_path, "a.mp4")), [])
@@ -100,7 +115,7 @@ def test_a_csv_of_captions_is_for_retrieval(tmp_path, column):
     text = f"path,{column},start,end\nclips/0.mp4,a red cloth,1,2\nclips/1.mp4,a blue cloth,,\n"
     root = table(tmp_path, text, "captions.csv")
     data = load(str(root), [])
-    assert data.classes == data.train == []
+    assert data.classes == list(data.train) == []
     assert names(data.test) == [("0.mp4", "a red cloth"), ("1.mp4", "a blue cloth")]
 
 
