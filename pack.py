@@ -301,7 +301,9 @@ def encode(file: str, pictures: Iterator[np.ndarray], sound: Media, begin: float
         for i, picture in enumerate(pictures):
             if graph is None:
                 height, width = picture.shape[:2]
-                x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(form.crf), "threads": "1", "flags": "+bitexact"}
+                # without mbtree: its vector code reads what it never wrote, and the same film gives other bytes now and then
+                x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(form.crf), "bf": "0", "mbtree": "0",
+                        "threads": "1", "flags": "+bitexact"}
                 video = out.add_stream("libx264", rate=rate, options=x264)
                 video.width, video.height, video.pix_fmt = width, height, "yuv420p"
                 video.codec_context.gop_size, video.codec_context.thread_count = form.gop, 1

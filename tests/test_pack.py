@@ -147,7 +147,7 @@ def test_a_killed_pack_started_again_ends_with_the_same_bytes(packed, films, tmp
     argv = ["pack", str(films), str(out), *SMALL, "--shard-size", "1e-5"]
     slow = "import sys, time, pack, data; add = pack.Writer.add; pack.Writer.add = lambda *a: (time.sleep(0.2), add(*a))[1]"
     child = subprocess.Popen([sys.executable, "-c", f"{slow}; data.main(sys.argv[1:])", *argv], stderr=subprocess.DEVNULL,
-                             start_new_session=True, cwd=HERE)
+                             start_new_session=True, cwd=HERE, env={**os.environ, "MALLOC_PERTURB_": "165"})
     journal, deadline = out / "partial" / "rows.jsonl", time.time() + 60
     while time.time() < deadline and not (journal.is_file() and journal.read_bytes().count(b"\n") >= 2):
         time.sleep(0.01)
