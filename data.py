@@ -6,30 +6,21 @@
 
 import argparse
 import collections
-import contextlib
 import math
-import os
-import re
-import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 import augment
 from cache import Reader
 from decode import Unreadable
 from index import Index, Row, complement
-from sampling import Slots, Steps, generator
+from loading import Hands
+from sampling import Slots, generator
 from subtitles import nearest
 
-PREFETCH = 2  # batches that a worker makes ahead; DataLoader's own default
-PATH = 1024   # bytes of a path that are remembered
 TRIES = 100  # files that one slot may try before the data are given up
 
 
@@ -48,6 +39,11 @@ class Recipe(NamedTuple):
     noise: float = 0.01
     cache: float = 0.0             # GB of decoded clips that a process keeps
     control: str | None = None     # "captions" or "audio": taken from another file, so that there is nothing to learn
+
+    @property
+    def nbytes(self) -> int:
+        """Of a clip: 5.4 MB for the paper's"""
+        return 3 * self.frames * self.size**2 + 4 * self.samples + 8 * self.captions * self.words
 
 
 class Source(NamedTuple):
@@ -199,56 +195,6 @@ def name(index: Index, number: int) -> str:
     return inside or str(path)
 
 
-class Hands:
-    """What each worker of a loader has in hand, in memory that all processes share: so it is known when one dies or hangs."""
-
-    def __init__(self, workers: int):
-        self.table = torch.zeros(workers, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: nothing in hand)
-        self.paths = torch.zeros(workers, PATH, dtype=torch.uint8).share_memory_()
-
-    @contextlib.contextmanager
-    def hold(self, path: str) -> Iterator[None]:
-        """Around all that a worker does with a file"""
-        worker = get_worker_info()
-        if worker:
-            text = np.frombuffer(path.encode("utf-8", "replace")[:PATH].ljust(PATH, b"\0"), np.uint8)
-            self.paths[worker.id] = torch.from_numpy(text.copy())
-            self.table[worker.id] = torch.tensor([os.getpid(), time.monotonic()], dtype=torch.float64)
-        try:
-            yield
-        finally:
-            if worker:
-                self.table[worker.id, 1] = 0
-
-    def read(self) -> list[tuple[int, float, str]]:
-        """(process, since, path) of each worker"""
-        return [(int(pid), since, bytes(path).rstrip(b"\0").decode("utf-8", "replace"))
-                for (pid, since), path in zip(self.table.tolist(), self.paths.tolist(), strict=True)]
-
-
-def lost(error: RuntimeError, *loaded: Dataset) -> str | None:
-    """What a loader's failed workers had in hand, in one line; None for an error that says nothing of workers.
-
-    It ends them all: one that hangs would not end by itself.
-    """
-    died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\)(.*)", str(error))
-    if not died and "DataLoader timed out" not in str(error):
-        return None
-    workers = [worker for clips in loaded for worker in clips.hands.read()]
-    busy = sorted((worker for worker in workers if worker[1]), key=lambda worker: worker[1])
-    if died:
-        pids = set(map(int, died[1].split(",")))
-        busy, what = [worker for worker in busy if worker[0] in pids], f"process {died[1]} of the loader{died[2].rstrip('. ')}"
-    else:
-        busy, what = busy[:1], f"a process of the loader took more than --timeout for a batch ({error})"
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for pid, *_ in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL) if pid else None
-    files = [path for *_, path in busy]
-    return f"{what}; it had in hand: {', '.join(files) or 'no file (is memory short? try fewer --workers)'}"
-
-
 def starts(row: Row, duration: float, r: Recipe) -> tuple[float, float]:
     """The first and the last second at which a clip of this row may begin"""
     first, end = row.start, min(row.end, duration)
@@ -271,80 +217,6 @@ def captions(row: Row, start: float, r: Recipe, vocabulary) -> tuple[np.ndarray,
         text[k] = vocabulary.encode(row.cues[i].text, r.words)
     # Ours: a caption with no known word says nothing, so it counts as missing (official: it is kept).
     return text, (text > 1).any(1)
-
-
-def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tuple[str, str]]]:
-    """Clips -> a batch of tensors (None where no clip is left), and all that failed"""
-    clips = [clip for clip, _ in items if clip is not None]
-    failed = [f for _, fs in items for f in fs]
-    if not clips:
-        return None, failed
-    batch = {k: torch.from_numpy(np.stack([c[k] for c in clips])) for k in clips[0] if k != "path"}
-    return {**batch, "path": [c["path"] for c in clips]}, failed
-
-
-def ignore_signals(_worker: int) -> None:
-    """Ctrl-C, torchrun and Slurm signal every process; only the main one decides when to stop"""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def train_loader(clips: Clips, batch: int, rank: int, world: int, first: int, steps: int, workers: int, pin: bool,
-                 timeout: float = 0):
-    """The batches of steps first .. steps - 1; process `rank` of `world` has as many slots as any other, in order.
-
-    A batch that takes more than `timeout` seconds (0: for ever), or a worker that dies, raises RuntimeError: see `lost`.
-    """
-    slots = range(rank * batch // world, (rank + 1) * batch // world)
-    clips.hands = Hands(workers)
-    return DataLoader(clips, batch_sampler=Steps(first, steps, slots), num_workers=workers, collate_fn=collate,
-                      pin_memory=pin, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
-
-
-def held_out_loader(clips: HeldOut, batch: int, rank: int, world: int, workers: int, timeout: float = 0) -> DataLoader:
-    """Every held-out clip once, over all processes; raises as `train_loader`"""
-    clips.hands = Hands(workers)
-    return DataLoader(clips, batch_size=batch, sampler=range(rank, len(clips), world), num_workers=workers,
-                      collate_fn=collate, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
-
-
-def shared_memory(recipe: Recipe, clips: int, workers: int, processes: int = 1) -> str | None:
-    """A warning where the batches that wait, of `clips` each, do not fit into the memory that processes share"""
-    shm = Path("/dev/shm")
-    if not (workers and shm.is_dir()):
-        return None
-    clip = 3 * recipe.frames * recipe.size**2 + 4 * recipe.samples + 8 * recipe.captions * recipe.words
-    need, free = (PREFETCH + 1) * workers * processes * clips * clip, shutil.disk_usage(shm).free
-    return None if need < free else (
-        f"warning: {workers} workers hold up to {need / 1e9:.1f} GB of batches in {shm}, which has {free / 1e9:.1f} GB: they "
-        f"may die of a bus error. Give it more (docker run --shm-size={math.ceil(1.2 * need / 1e9)}g), or take fewer --workers")
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """The tensors of a batch, copied while the device computes"""
-    return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-
-
-def ahead(batches, device: torch.device):
-    """The batches on the device, each copied on a side stream while the one before it is computed."""
-    if device.type != "cuda":
-        yield from batches
-        return
-    side, batches = torch.cuda.Stream(device), iter(batches)
-
-    def copied(item):
-        with torch.cuda.stream(side):
-            return item and (to_device(item[0], device), item[1])
-
-    following = copied(next(batches, None))
-    while following:
-        torch.cuda.current_stream(device).wait_stream(side)
-        batch, failed = following
-        for tensor in filter(torch.is_tensor, batch.values()):
-            tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused while this step needs it
-        following = copied(next(batches, None))
-        yield batch, failed
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,10 +13,11 @@ import vatt
 from step import Step
 
 
-def report(gradients: Step, batch: dict, clips: int, steps: int, world: int) -> str:
+def report(gradients: Step, batch: dict, clips: int, steps: int, world: int, waiting: int) -> str:
     """Shapes, parameters, FLOPs and memory of a run in which each of `world` processes has `clips` clips a step.
 
-    batch: decoded clips on the device, two at least; the first ones are sent through the model to see what it keeps.
+    batch: decoded clips on the device, two at least; the first ones are sent through the model to see what it keeps. waiting:
+    bytes of clips that the loaders of this machine may hold in shared memory.
     """
     model = gradients.model
     lines = [shapes(batch)]
@@ -36,10 +37,12 @@ def report(gradients: Step, batch: dict, clips: int, steps: int, world: int) -> 
     one, two = (activations(gradients, {k: v[:n] for k, v in batch.items() if torch.is_tensor(v)}) for n in (1, 2))
     state, kept = 4 * size * total + 2 * one - two, two - one  # what both keep is not of a clip: weights rounded to bf16
     given = sum(x[:1].numel() * x.element_size() for x in batch.values() if torch.is_tensor(x)) * clips
+    given *= 2 if gradients.processes.device.type == "cuda" else 1  # the next batch is copied while this one is computed
     need = state + kept * at_once + given
     lines += [f"memory {need / 1e9:.2f} GB a process, about: {state / 1e9:.2f} weights, gradients and Adam, "
               f"{kept * at_once / 1e9:.2f} activations ({kept / 1e6:.1f} MB a clip, {at_once} at once), "
               f"{given / 1e9:.2f} clips"]
+    lines += [f"shared memory {waiting / 1e9:.2f} GB a machine, at most, for the clips that wait"]
     device = gradients.processes.device
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory

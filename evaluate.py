@@ -26,7 +26,7 @@ import embed
 import figures
 import vatt
 import views
-from data import to_device
+from loading import to_device
 from metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
 from subtitles import printable
 from training import Processes, Run, fail, mendable, write_text
@@ -44,7 +44,7 @@ OFFICIAL_FPS = {"youcook2": 12.5, "msrvtt": 12.5}                           # A.
 def retrieval(model, loader, processes, precision: str) -> dict:
     """Retrieval among the held-out clips, each clip's nearest caption as the query; a pool holds the clips that have both.
 
-    loader: batches of `data.held_out_loader`, each process its own; every clip counts once with any number of processes.
+    loader: batches of `loading.held_out_loader`, each process its own; every clip counts once with any number of processes.
     """
     model.eval()
     rows, failed = [], []

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-import data
 import demo
 import downstream
 import dry_run
 import evaluate
 import linear
+import loading
 import loop
 import losses
 import vatt
@@ -278,8 +278,7 @@ def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
     optimizer = SGD(model.parameters(), args.lr)
     first, bad = loop.resume(run, args, processes, model, optimizer, state, model.describe())
     training = views.Training(found.train, classes, recipe, args.batch, args.seed)
-    batches = data.train_loader(training, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda",
-                                args.timeout)
+    batches = loading.train_batches(training, args.batch, rank, world, first, args.steps, args.workers, device, args.timeout)
 
     def gradients(batch: dict, step: int) -> dict[str, torch.Tensor]:
         x, y = views.inputs(batch["x"], batch["flip"], batch["colour"]), batch["y"].to(model.dtype)
@@ -309,7 +308,7 @@ def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
         optimizer.step()
 
     return loop.Fit(model, loader, (training, test), bad, dict(
-        batches=data.ahead(batches, device), first=first, bad=bad, optimizer=optimizer, gradients=gradients, update=update,
+        batches=batches, first=first, bad=bad, optimizer=optimizer, gradients=gradients, update=update,
         rate=lambda step: half_cosine(step, args.steps, args.lr, args.warmup)))
 
 

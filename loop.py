@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import loading
 from subtitles import printable
 from training import Processes, Run, Stop, fail, load_weights
 from transformer import Transformer
@@ -139,7 +140,7 @@ def reading(run: Run, *loaded):
         why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
         fail(3 if any(run.rows()) else 2, why)
     except RuntimeError as e:
-        if why := data.lost(e, *loaded):
+        if why := loading.lost(e, *loaded):
             fail(3, f"{printable(why)}. The same command goes on; without that file, if it is to blame")
         raise
     except OSError as e:

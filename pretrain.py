@@ -19,6 +19,7 @@ import demo
 import dry_run
 import figures
 import index
+import loading
 import loop
 import losses
 import vatt
@@ -196,12 +197,11 @@ def main(argv: list[str] | None = None) -> None:
                     f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if short := processes.first and data.shared_memory(recipe, args.batch // world, args.workers, local):
+    waiting = local * loading.shared_memory(recipe.nbytes, args.batch // world, args.workers)
+    if short := processes.first and loading.short_of_memory(waiting, args.workers):
         print(short, file=sys.stderr, flush=True)
-    batches = data.train_loader(clips, args.batch, rank, world, first, args.steps, args.workers, device.type == "cuda",
-                                args.timeout)
-    batches = data.ahead(batches, device)
-    loader = lambda: data.held_out_loader(held_out, 32, rank, world, args.workers, args.timeout)
+    batches = loading.train_batches(clips, args.batch, rank, world, first, args.steps, args.workers, device, args.timeout)
+    loader = lambda: loading.held_out_loader(held_out, 32, rank, world, args.workers, args.timeout)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 
@@ -213,10 +213,11 @@ def main(argv: list[str] | None = None) -> None:
     rate = lambda step: learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
     with loop.reading(run, clips, held_out):
         if args.dry_run:
-            batch, failed = data.collate([clips[0, slot] for slot in range(min(8, args.batch))])
+            batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, args.batch))])
             for path, reason in failed:
                 print(f"unreadable: {printable(path)}: {reason}")
-            return print(dry_run.report(gradients, data.to_device(batch, device), args.batch // world, args.steps, world))
+            batch = loading.to_device(batch, device)
+            return print(dry_run.report(gradients, batch, args.batch // world, args.steps, world, waiting))
         loop.train(args, run, processes, batches, first, bad, model, optimizer, rate, gradients, optimizer.step,
                    held_out_recall, lambda row: summary(row, args.batch))
         with loop.uncompiled(args):

@@ -60,14 +60,16 @@ class Slots:
 
 
 class Steps:
-    """A batch sampler: for each step from `first` on, the (step, slot) pairs of one process"""
+    """A batch sampler: for each step from `first` on, the (step, slot) pairs of one process, at most `piece` at a time"""
 
-    def __init__(self, first: int, steps: int, slots: range):
-        self.first, self.steps, self.slots = first, steps, slots
+    def __init__(self, first: int, steps: int, slots: range, piece: int | None = None):
+        self.first, self.steps = first, steps
+        self.pieces = [slots[i : i + (piece or len(slots))] for i in range(0, len(slots), piece or len(slots))]
 
     def __len__(self) -> int:
-        return max(0, self.steps - self.first)
+        return max(0, self.steps - self.first) * len(self.pieces)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.first, self.steps):
-            yield [(step, slot) for slot in self.slots]
+            for piece in self.pieces:
+                yield [(step, slot) for slot in piece]

@@ -12,6 +12,7 @@ import augment
 import data
 import datasets
 import index
+import loading
 import vatt
 from sampling import Slots
 from subtitles import printable
@@ -53,7 +54,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         source = data.Source(rows, index.held_out(rows, share=0, least=0))
         clips = data.Clips([source], Slots([len(rows)], [1.0], args.clips, args.seed), recipe, words, args.seed)
         try:
-            batch, failed = data.collate([clips[0, slot] for slot in range(args.clips)])
+            batch, failed = loading.collate([clips[0, slot] for slot in range(args.clips)])
         except data.TooManyBad as e:
             fail(3, printable(str(e)))
         figure, axes = plt.subplots(2 * args.clips, 2, figsize=(18, 2.4 * args.clips), height_ratios=[4, 1] * args.clips,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 import augment
 import data
 import decode
+import loading
 from cache import Reader
 from sampling import Slots
 
@@ -51,7 +52,7 @@ class Views(Dataset):
 
     def __init__(self, items: list, classes: int, recipe: Recipe):
         self.items, self.classes, self.recipe = items, classes, recipe
-        self.reader, self.hands = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache), data.Hands(0)
+        self.reader, self.hands = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache), loading.Hands(0)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -151,4 +152,4 @@ def loader(views: Testing, batch: int, rank: int, world: int, workers: int, time
     """Every file once, over all processes: batches of at most `batch` views (one file at least), and what failed"""
     r = views.recipe
     each = (1 if r.kind == "image" else r.windows) * (1 if r.kind == "audio" else r.crops)
-    return data.held_out_loader(views, max(1, batch // each), rank, world, workers, timeout)
+    return loading.held_out_loader(views, max(1, batch // each), rank, world, workers, timeout)

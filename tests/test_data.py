@@ -1,8 +1,8 @@
 """What is in a clip (data.py), on films made here: purity, replacement and counts of bad files, captions, silence."""
 
-import contextlib
 import gc
 import itertools
+import multiprocessing
 import os
 import resource
 import shutil
@@ -18,6 +18,7 @@ from films import film, folder
 import data
 import datasets
 import index
+import loading
 import vatt
 from decode import Unreadable
 from sampling import Slots
@@ -67,8 +68,8 @@ def test_every_random_choice_is_a_function_of_seed_step_and_slot(plain, root, tm
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_number_of_processes_and_workers_makes_the_same_global_batch(plain, workers):
-    one = [batch for batch, _ in data.train_loader(plain, 4, 0, 1, 0, 2, 0, pin=False)]
-    halves = [list(data.train_loader(plain, 4, rank, 2, 0, 2, workers, pin=False)) for rank in range(2)]
+    one = [batch for batch, _ in loading.train_batches(plain, 4, 0, 1, 0, 2, 0)]
+    halves = [list(loading.train_batches(plain, 4, rank, 2, 0, 2, workers)) for rank in range(2)]
     for step, whole in enumerate(one):
         assert whole["path"] == halves[0][step][0]["path"] + halves[1][step][0]["path"]
         for k in whole:
@@ -77,8 +78,8 @@ def test_any_number_of_processes_and_workers_makes_the_same_global_batch(plain, 
 
 
 def test_a_run_that_goes_on_at_step_two_sees_what_it_would_have_seen(plain):
-    whole = list(data.train_loader(plain, 4, 0, 1, 0, 4, 0, pin=False))[2:]
-    later = list(data.train_loader(plain, 4, 0, 1, 2, 4, 0, pin=False))
+    whole = list(loading.train_batches(plain, 4, 0, 1, 0, 4, 0))[2:]
+    later = list(loading.train_batches(plain, 4, 0, 1, 2, 4, 0))
     assert all(torch.equal(a[0]["video"], b[0]["video"]) for a, b in zip(whole, later, strict=True))
 
 
@@ -141,7 +142,7 @@ def test_held_out_films_are_never_trained_on(root, tmp_path):
 def test_every_held_out_film_is_read_once_with_any_number_of_processes(root, tmp_path):
     whole = data.Source(clips(root, tmp_path / "0").sources[0].index, np.arange(6))
     held = data.HeldOut([whole], RECIPE, WORDS)
-    paths = [p for rank in range(4) for batch, _ in data.held_out_loader(held, 2, rank, 4, 0) for p in batch["path"]]
+    paths = [p for rank in range(4) for batch, _ in loading.held_out_loader(held, 2, rank, 4, 0) for p in batch["path"]]
     assert len(paths) == len(set(paths)) == 6
 
 
@@ -231,31 +232,44 @@ def test_a_worker_that_dies_or_hangs_is_reported_with_the_file_it_held_and_none_
     failing(monkeypatch, what)
     some = clips(root, tmp_path / "0")
     with pytest.raises(RuntimeError) as error:
-        list(data.train_loader(some, 4, 0, 1, 0, 50, 2, pin=False, timeout=2))
-    line = data.lost(error.value, some)
+        list(loading.train_batches(some, 4, 0, 1, 0, 50, 2, timeout=2))
+    line = loading.lost(error.value, some)
     assert says in line
     assert line.endswith("it had in hand: " + str(root / "03.mp4"))
-    for pid in some.hands.table[:, 0].int().tolist():
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+    for child in multiprocessing.active_children():
+        child.join(5)
     assert not any(Path(f"/proc/{pid}").exists() for pid in some.hands.table[:, 0].int().tolist())
 
 
 def test_other_errors_say_nothing_of_workers(plain):
-    assert data.lost(RuntimeError("CUDA out of memory"), plain) is None
+    assert loading.lost(RuntimeError("CUDA out of memory"), plain) is None
 
 
 def test_shared_memory_that_cannot_hold_the_batches_is_told_at_the_start_with_the_remedy(monkeypatch):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: usage._replace(free=64 << 20))
-    paper = data.Recipe()
-    warning = data.shared_memory(paper, 64, 8)
-    clip = 32 * 224 * 224 * 3 + 153600 * 4
-    assert f"{64 * 8 * 3 * clip / 1e9:.1f} GB" in warning
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: usage._replace(free=64 << 20))
+    clip = 32 * 224 * 224 * 3 + 153600 * 4 + 5 * 16 * 8
+    assert data.Recipe().nbytes == clip
+    need = loading.shared_memory(clip, 2048, 8)
+    assert need == loading.PIECE * 8 * 3 * clip, "whatever the batch"
+    warning = loading.short_of_memory(need, 8)
+    assert f"{need / 1e9:.1f} GB" in warning
     assert "--shm-size=" in warning
     assert "--workers" in warning
-    assert data.shared_memory(paper, 64, 0) is None
-    assert data.shared_memory(paper, 2, 2) is None
+    assert loading.short_of_memory(loading.shared_memory(clip, 64, 0), 0) is None
+    assert loading.short_of_memory(loading.shared_memory(clip, 2, 1), 1) is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_that_comes_in_pieces_is_the_batch(plain, monkeypatch, workers):
+    whole = list(loading.train_batches(plain, 4, 0, 1, 0, 3, 0))
+    monkeypatch.setattr(loading, "PIECE", 3)
+    pieces = list(loading.train_batches(plain, 4, 0, 1, 0, 3, workers))
+    assert len(pieces) == len(whole) == 3
+    for (batch, failed), (again, said) in zip(whole, pieces, strict=True):
+        assert failed == said
+        assert batch["path"] == again["path"]
+        assert all(torch.equal(batch[k], again[k]) for k in batch if k != "path")
 
 
 def test_loading_leaves_no_file_open_and_no_memory_taken(root, tmp_path):
@@ -267,11 +281,11 @@ def test_loading_leaves_no_file_open_and_no_memory_taken(root, tmp_path):
     some = clips(tmp_path / "films", tmp_path / "index")
     held = lambda: (len(os.listdir("/proc/self/fd")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     for step in range(20):
-        data.collate([some[step, slot] for slot in range(4)])
+        loading.collate([some[step, slot] for slot in range(4)])
     gc.collect()  # of the tests before
     files, memory = held()
     for step in range(20, 150):
-        data.collate([some[step, slot] for slot in range(4)])
+        loading.collate([some[step, slot] for slot in range(4)])
     assert held()[0] <= files
     assert held()[1] - memory < 5000, "kB, over 520 clips"
 

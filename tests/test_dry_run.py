@@ -49,12 +49,13 @@ def test_more_clips_at_once_keep_more_and_recomputation_keeps_less():
 
 @pytest.mark.parametrize(("chunk", "at_once", "forwards"), [(None, 6, 1), (2, 2, 2), (100, 6, 1)])
 def test_the_report_counts_what_chunks_take(chunk, at_once, forwards):
-    text = dry_run.report(step := gradients(chunk=chunk), batch(3), clips=6, steps=10, world=2)
+    text = dry_run.report(step := gradients(chunk=chunk), batch(3), clips=6, steps=10, world=2, waiting=7 * 10**9)
     forward, backward = dry_run.flops(CONFIG, (0.5, 0.5))
     clip = forwards * forward + backward
     assert f"FLOPs {clip / 1e9:.1f} G a clip" in text
     assert f"{clip * 6 * 2 * 10 / 1e18:.3g} E in all" in text
     assert f"{at_once} at once" in text
+    assert "shared memory 7.00 GB" in text
     total = sum(p.numel() for p in step.model.parameters())
     assert f"parameters {total / 1e6:.1f} M" in text
     assert "video     (3, 4, 16, 16, 3) torch.uint8" in text
@@ -62,5 +63,5 @@ def test_the_report_counts_what_chunks_take(chunk, at_once, forwards):
 
 def test_the_size_of_the_model_is_four_numbers_a_parameter():
     wide = dataclasses.replace(CONFIG, vocabulary=200_000)
-    text = dry_run.report(gradients(wide), batch(2), clips=2, steps=1, world=1)
+    text = dry_run.report(gradients(wide), batch(2), clips=2, steps=1, world=1, waiting=0)
     assert f"{16 * sum(p.numel() for p in vatt.VATT(wide).parameters()) / 1e9:.2f} weights, gradients and Adam" in text

@@ -5,7 +5,7 @@ import torch
 from films import TINY, folder
 from torch import _dynamo
 
-import data
+import loading
 import pretrain
 import vatt
 from step import Step
@@ -144,8 +144,9 @@ def test_a_step_does_not_wait_for_the_gpu():
 
 @gpu
 def test_batches_copied_ahead_are_those_of_the_loader():
-    given = [(clips("cpu", n), [("film", "reason")] * n) for n in (2, 3, 4)]
-    for (batch, failed), (copied, said) in zip(given, data.ahead(iter(given), torch.device("cuda")), strict=True):
+    given = [(clips("cpu", n), [("film", "reason")] * n) for n in (2, 3, 4, 1, 5, 2)]
+    whole = [loading.join(given[i : i + 2]) for i in (0, 2, 4)]
+    for (batch, failed), (copied, said) in zip(whole, loading.ahead(iter(given), 2, torch.device("cuda")), strict=True):
         assert failed == said
         assert all(torch.equal(v, copied[k].cpu()) for k, v in batch.items())
 
