@@ -1,22 +1,28 @@
 """Cost and speed, side by side with what people would use instead.
 
 `python benchmark.py audit` counts the cost tables of the paper again (`audit.py`); `python benchmark.py model` times training
-steps and their memory on this device beside other libraries (`speed.py`). Each prints a table, and with --json FILE writes the
-same as {"rows": [...], "device": ...}.
+steps and their memory on this device beside other libraries (`speed.py`); `python benchmark.py data` how fast films become
+clips (`feeding.py`), or what an index of N clips costs (`scale.py`). Each prints a table, and with --json FILE writes the same
+as {"rows": [...], "device": ...}.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import platform
+import tempfile
 from pathlib import Path
 
 import torch
 
 import audit
+import feeding
+import scale
 import speed
 import vatt
+from data import Recipe
 from training import Processes, fail, write_text
 
 TITLES = {
@@ -48,6 +54,15 @@ def flags() -> argparse.ArgumentParser:
     c.add_argument("--compile", action="store_true", help="torch.compile, for all contenders alike")
     c.add_argument("--recompute", action="store_true", help="ours computes activations again in the backward pass")
     c.add_argument("--picture", type=Path, metavar="FILE", help="cost against drop rate beside the ideal (needs matplotlib)")
+    c = commands.add_parser("data", parents=[common], help="films to clips, a core, beside other libraries; or a huge index")
+    c.set_defaults(run=run_data)
+    c.add_argument("--parts", nargs="+", choices=tuple(feeding.PARTS), default=tuple(feeding.PARTS),
+                   help="one clip beside other libraries, shards beside films, the loader with its workers (default: all)")
+    c.add_argument("--rounds", type=int, default=15, help="timed clips of each film (default: %(default)s)")
+    c.add_argument("--workers", type=int, default=os.cpu_count(), help="of the loader (default: one a core)")
+    c.add_argument("--folder", type=Path, help="for the films or the index meanwhile (default: that of the system)")
+    c.add_argument("--index", type=int, nargs="?", const=100_000_000, metavar="N", help="instead: what a made-up list of N clips costs "
+                   "(default: a hundred million; 120 bytes each on the disk)")
     return p
 
 
@@ -106,6 +121,30 @@ def run_model(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             if part == "droptoken" and args.picture:
                 picture(found, args.picture, name)
             rows += found
+    write(args.json, rows, name)
+
+
+def run_data(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """`python benchmark.py data`"""
+    if args.rounds < 1 or args.workers < 1 or (args.index is not None and args.index < 1):
+        p.error("--rounds, --workers and --index must be at least 1")
+    if args.folder and not args.folder.is_dir():
+        p.error(f"--folder: there is no folder {args.folder}")
+    name = describe(torch.device("cpu"))
+    print(name)
+    if args.index is not None:
+        rows = scale.measure(args.index, folder=args.folder)
+        print(scale.report(rows))
+    else:
+        rows, recipe = [], Recipe()
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            films = feeding.write(Path(folder))
+            torch.set_num_threads(1)
+            for part in args.parts:
+                found, words = feeding.PARTS[part](films, recipe, args.rounds, args.workers)
+                print("\n".join(["", f"{part}: {feeding.TITLES[part]}", feeding.report(found), *words]), flush=True)
+                rows += found
+        print(f"\n{feeding.AIMS}")
     write(args.json, rows, name)
 
 

@@ -1,0 +1,328 @@
+"""Films to clips, beside what people would use instead: `python benchmark.py data` (a clip is that of Section 4.1).
+
+It is pictures of random times and a random part, uint8, and the sound of the same interval, one channel at 48 kHz. All
+contenders get the same films, written here, the same times and the same parts, one after the other in each round. What is
+counted are seconds of CPU, threads of every library included, so the figures are of one core, and of how many matters not.
+"""
+
+import contextlib
+import importlib
+import io
+import resource
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import augment
+import data
+import datasets
+from decode import Media
+from index import Index
+from sampling import Slots
+from vatt import tokenize
+
+SECONDS, FPS = 10, 30
+FILMS = {  # name: width, height, options of x264: a key frame every five seconds, as on the web
+    "340x256": (340, 256, {"g": "150"}),
+    "340x256 without B-frames": (340, 256, {"g": "150", "bf": "0"}),
+    "640x360": (640, 360, {"g": "150"}),
+    "1280x720": (1280, 720, {"g": "150"}),
+}
+SAME = 12.0  # mean difference of two pictures, of 255, above which they are not of the same time
+
+
+# ------------------------------------------------------------------------------------------------------------- the films
+
+
+def film(path: Path, width: int, height: int, options: dict[str, str], seconds: int = SECONDS) -> Path:
+    """Something moves before something else that moves, both of natural texture, with the noise of a camera: H.264 and AAC."""
+    rng = np.random.default_rng(1)
+    behind, before = texture(rng, 2 * width, 2 * height), texture(rng, width, height)
+    noise, side = rng.normal(0, 2, (2 * height, 2 * width, 1)).round().astype(np.int16), height // 3
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("libx264", rate=FPS, options=options), container.add_stream("aac", rate=44100)
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        for i in range(seconds * FPS):
+            x, y, u, v = (int((0.5 + 0.5 * np.sin(speed * i / FPS)) * room) for speed, room in
+                          ((0.7, width), (0.5, height), (1.9, width - side), (1.3, height - side)))
+            picture = behind[y:y + height, x:x + width].copy()
+            picture[v:v + side, u:u + side] = before[:side, :side]
+            x, y = rng.integers(width), rng.integers(height)
+            picture = (picture + noise[y:y + height, x:x + width]).clip(0, 255).astype(np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        wave = 0.3 * np.sin(0.06 * np.arange(seconds * 44100)) + rng.normal(0, 0.02, (2, seconds * 44100))
+        for i in range(0, wave.shape[1], 1024):
+            block = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, i:i + 1024], np.float32), "fltp", "stereo")
+            block.sample_rate, block.pts = 44100, i
+            container.mux(audio.encode(block))
+        container.mux([*video.encode(None), *audio.encode(None)])
+    return path
+
+
+def write(folder: Path, films: dict[str, tuple] = FILMS) -> dict[str, Path]:
+    """The films by their names"""
+    return {title: film(folder / f"{title}.mp4", *how) for title, how in films.items()}
+
+
+def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Random, of the spectrum that nature has: (height, width, 3) int16 in 0..255"""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf
+    layers = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.2, (height, width))
+              for _ in range(3)]
+    grey = layers[0] / layers[0].std()
+    return np.stack([128 + 45 * grey + 15 * layer / layer.std() for layer in layers], -1).clip(0, 255).astype(np.int16)
+
+
+# -------------------------------------------------------------------------------------------------------- the contenders
+
+
+def ours(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+    """As `data.Clips` reads"""
+    with Media(path) as media:
+        return media.video(start, r.frames, r.fps, lambda *_: box, (r.size, r.size)), media.audio(start, r.samples, r.rate)
+
+
+def floor(path: str, start: float, box: tuple, r: data.Recipe) -> None:
+    """The same packets decoded, and nothing done with them"""
+    with av.open(path) as container:
+        for stream, first, last in ((container.streams.video[0], start, start + (r.frames - 1) / r.fps),
+                                    (container.streams.audio[0], start - 0.05, start + r.samples / r.rate)):
+            for _ in plain(container, stream, first, last):
+                pass
+
+
+def plain(container, stream, first: float, last: float):
+    """(seconds, frame) from the key frame before `first` to the first one from `last` on, by one thread"""
+    stream.codec_context.thread_count, unit = 1, float(stream.time_base)
+    container.seek(max(0, int(first / unit)), stream=stream)
+    for frame in container.decode(stream):
+        yield frame.pts * unit, frame
+        if frame.pts * unit >= last - 1e-6:
+            return
+
+
+def pyav(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+    """PyAV as its documentation shows it: `to_ndarray` of the pictures that are shown, one thread"""
+    with av.open(path) as container:
+        times, shown, pictures = [start + i / r.fps + 1e-6 for i in range(r.frames)], None, []
+        for at, frame in plain(container, container.streams.video[0], start, times[-1] + 1 / FPS):
+            while times and shown is not None and times[0] < at:
+                pictures.append(shown.to_ndarray(format="rgb24", threads=1))
+                times.pop(0)
+            shown = frame
+        pictures += [shown.to_ndarray(format="rgb24", threads=1)] * len(times)
+        return cut(torch.from_numpy(np.stack(pictures)), box, r), sound(container, start, r)
+
+
+def sound(container, start: float, r: data.Recipe) -> np.ndarray:
+    """The sound of the interval by PyAV's resampler: (samples,) float32"""
+    resampler, parts, first = av.AudioResampler("flt", "mono", r.rate), [], None
+    for at, block in plain(container, container.streams.audio[0], start - 0.05, start + r.samples / r.rate):
+        first = at if first is None else first
+        parts += [part.to_ndarray()[0] for part in resampler.resample(block)]
+    wave = np.concatenate(parts)[max(0, round((start - first) * r.rate)):][:r.samples]
+    return np.pad(wave, (0, r.samples - len(wave)))
+
+
+def torchcodec(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+    """torchcodec, one thread"""
+    from torchcodec.decoders import AudioDecoder, VideoDecoder
+
+    video = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
+    frames = video.get_frames_played_at([start + i / r.fps + 1e-4 for i in range(r.frames)]).data
+    audio = AudioDecoder(path, sample_rate=r.rate, num_channels=1)
+    return cut(frames, box, r), audio.get_samples_played_in_range(start, start + r.samples / r.rate).data[0].numpy()
+
+
+def decord(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+    """decord or eva-decord, one thread; its AudioReader decodes the sound of the whole file"""
+    from decord import AudioReader, VideoReader, cpu
+
+    video = VideoReader(path, ctx=cpu(0), num_threads=1)
+    frames = video.get_batch(numbers(start, video.get_avg_fps(), r)).asnumpy()
+    first = round(start * r.rate)
+    wave = AudioReader(path, ctx=cpu(0), sample_rate=r.rate, mono=True)[first:first + r.samples].asnumpy()[0]
+    return cut(torch.from_numpy(frames), box, r), wave
+
+
+def opencv(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+    """OpenCV, one thread; it has no sound, which is PyAV's"""
+    import cv2
+
+    cv2.setNumThreads(1)
+    film = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    wanted, pictures = numbers(start, film.get(cv2.CAP_PROP_FPS), r), []
+    film.set(cv2.CAP_PROP_POS_FRAMES, wanted[0])
+    for i in range(wanted[0], wanted[-1] + 1):
+        film.grab()
+        if i in wanted:
+            picture = film.retrieve()[1]
+            left, top, right, bottom = pixels(box, picture.shape[1], picture.shape[0])
+            small = cv2.resize(picture[top:bottom, left:right], (r.size, r.size), interpolation=cv2.INTER_AREA)
+            pictures.append(cv2.cvtColor(small, cv2.COLOR_BGR2RGB))
+    film.release()
+    with av.open(path) as container:
+        return np.stack(pictures), sound(container, start, r)
+
+
+PEERS = {"torchcodec": ("torchcodec", torchcodec), "decord": ("decord", decord), "opencv": ("cv2", opencv),
+         "pyav": ("av", pyav)}  # what to import
+
+
+def numbers(start: float, fps: float, r: data.Recipe) -> list[int]:
+    """The numbers of the pictures that are shown"""
+    return [int((start + i / r.fps) * fps + 1e-3) for i in range(r.frames)]
+
+
+def pixels(box: tuple, width: int, height: int) -> tuple[int, int, int, int]:
+    """A box in pixels"""
+    return int(box[0] * width), int(box[1] * height), round(box[2] * width), round(box[3] * height)
+
+
+def cut(frames: torch.Tensor, box: tuple, r: data.Recipe) -> np.ndarray:
+    """(T, H, W, 3) uint8 -> cut and resized, bilinear with antialiasing: the fastest way that torch has"""
+    left, top, right, bottom = pixels(box, frames.shape[2], frames.shape[1])
+    part = frames[:, top:bottom, left:right].permute(0, 3, 1, 2)
+    return F.interpolate(part, (r.size, r.size), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
+
+
+# ----------------------------------------------------------------------------------------------------------- the clock
+
+
+def clips(films: dict[str, Path], r: data.Recipe, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+    """Rows of every contender on every film, ours first, with its ratios, and words on those left out"""
+    rows, words, contenders = [], [], {"ours": ours, "floor": floor}
+    for name, (module, contender) in PEERS.items():
+        try:
+            importlib.import_module(module)
+            contenders[name] = contender
+        except Exception as error:  # a library of the system that is missing shows itself as anything
+            words.append(f"{name} is left out: {first_line(error)}")
+    for title, path in films.items():
+        with Media(path) as media:
+            width, height, last = media.width, media.height, media.duration - r.frames / r.fps
+        taken, rng = {name: [] for name in contenders}, np.random.default_rng(0)
+        for round_ in range(rounds + 1):
+            job = str(path), int(rng.integers(10 * last + 1)) / 10, augment.random_box(rng, width, height, r.area), r
+            order, got = list(taken), {}
+            for name in order[round_ % len(order):] + order[:round_ % len(order)]:
+                began = time.process_time()
+                try:
+                    got[name] = contenders[name](*job)
+                    taken[name].append(time.process_time() - began)
+                except Exception as error:
+                    words.append(f"{name} cannot read {title}: {first_line(error)}")
+                    del taken[name]
+            for name, clip in got.items():
+                far = np.abs(clip[0].astype(np.int16) - got["ours"][0]).mean((1, 2, 3)).max() if clip else 0
+                if far > SAME:
+                    words.append(f"{name} gives other pictures of {title}, round {round_}: they differ by {far:.0f} of 255")
+        taken = {name: times[1:] for name, times in taken.items()}  # the first one is for warming up
+        found = [row("clip", title, name, times) for name, times in taken.items()]
+        found[0].update({f"vs_{name}": float(np.median(np.divide(times, taken["ours"]))) for name, times in taken.items()
+                         if name != "ours"})
+        rows += found
+    return rows, words
+
+
+def packed(films: dict[str, Path], r: data.Recipe, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+    """Training's path from shards beside that from the films they were packed of, in turns"""
+    rows = []
+    for title, path in films.items():
+        here, out = copies(path, 4), path.parent / f"shards of {title}"
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            data.main(["pack", str(here), str(out), "--workers", "1"])
+        both = {"shards": reader("shards", out, r, 1), "films": reader("folder", here, r, 1)}
+        taken = {name: [] for name in both}
+        for step in range(rounds + 1):
+            for name, clips_ in both.items():
+                began = time.process_time()
+                clips_[step, 0]
+                taken[name].append(time.process_time() - began)
+        found = [row("packed", title, name, times[1:]) for name, times in taken.items()]
+        found[0]["vs_films"] = found[1]["cpu_s"] / found[0]["cpu_s"]
+        rows += found
+    return rows, []
+
+
+def loader(films: dict[str, Path], r: data.Recipe, rounds: int, workers: int) -> tuple[list[dict], list[str]]:
+    """The whole loader of training, its workers included, beside the same clips read by one process, in turns"""
+    batch, times, (title, path) = 8, {workers: [], 0: []}, next(iter(films.items()))
+    clips_ = reader("folder", copies(path, batch), r, batch)
+    for turn in range(3):
+        for count in times:
+            first, began = turn * rounds, (time.perf_counter(), cpu())
+            for _ in data.train_loader(clips_, batch, 0, 1, first, first + rounds, count, False):
+                pass
+            times[count].append(np.subtract((time.perf_counter(), cpu()), began) / (batch * rounds))
+    rows = []
+    for count, seconds in times.items():
+        rows.append(row("loader", title, f"{count} workers" if count else "one process", [s for _, s in seconds]))
+        rows[-1]["clips_per_s"] = 1 / float(np.median([s for s, _ in seconds]))
+    rows[0]["vs_one_process"] = rows[1]["cpu_s"] / rows[0]["cpu_s"]
+    return rows, []
+
+
+def copies(path: Path, n: int) -> Path:
+    """A folder where a film has n names"""
+    folder = path.parent / f"{n} of {path.stem}"
+    folder.mkdir(exist_ok=True)
+    for i in range(n):
+        if not (folder / f"{i}.mp4").exists():
+            (folder / f"{i}.mp4").hardlink_to(path)
+    return folder
+
+
+def reader(kind: str, folder: Path, r: data.Recipe, batch: int) -> data.Clips:
+    """The clips of training from a folder of films or of shards"""
+    where = folder.parent / f"list of {folder.name}"
+    datasets.list_films(kind, folder, where, where.with_suffix(".problems"))
+    rows = data.Source(Index(where), np.zeros(0, int))
+    return data.Clips([rows], Slots([len(rows)], [1.0], batch, 0), r, tokenize.Vocabulary([]))
+
+
+def cpu() -> float:
+    """Seconds of CPU of this process and of those it has had"""
+    who = (resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in who)
+
+
+def row(part: str, title: str, name: str, times: list[float]) -> dict:
+    """Of one contender on one film"""
+    seconds = float(np.median(times))
+    return {"part": part, "film": title, "name": name, "cpu_s": seconds, "clips_per_s_core": 1 / seconds}
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short"""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def report(rows: list[dict]) -> str:
+    """The rows, for people"""
+    lines, ours_ = [f"{'':42}{'CPU a clip':>12}{'clips/s a core':>16}"], rows[0]
+    for i, r in enumerate(rows):
+        if new := not i or r["film"] != rows[i - 1]["film"]:
+            ours_ = r
+        line = f"{r['film'] if new else '':26}{r['name']:16}{1e3 * r['cpu_s']:9.1f} ms{r['clips_per_s_core']:16.1f}"
+        if (ratio := ours_.get(f"vs_{r['name'].replace(' ', '_')}")) is not None:
+            line += f"   {ours_['name']}: {ratio:.2f} times as fast"
+        lines.append(line + (f"   {r['clips_per_s']:.1f} clips/s by the clock" if "clips_per_s" in r else ""))
+    return "\n".join(lines)
+
+
+PARTS = {"clip": clips, "packed": packed, "loader": loader}
+TITLES = {
+    "clip": "32 pictures at 10 fps, a random part of them at 224 x 224, and their sound, of films of 10 s",
+    "packed": "the clips of training, of films and of the shards they are packed into",
+    "loader": "the loader of training, with its workers and without, batches of 8",
+}
+AIMS = """\
+Aims, a core: faster than torchcodec, decord, OpenCV and PyAV's to_ndarray; no slower than the floor (the same packets decoded,
+no more) with B-frames, within 1.25 of it without; shards 3 times as fast as films of 640x360, 6 times as those of 1280x720;
+with workers at least 0.9 of one process."""
