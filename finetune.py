@@ -158,16 +158,10 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     for name in ("drop", "smoothing", "classifier_dropout", "flip"):
         if not 0 <= getattr(args, name) < 1 and not (name == "flip" and args.flip == 1):
             p.error(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(args, name)}")
-    if not 0 < args.area[0] <= args.area[1] <= 1:
-        p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
-    if min(args.patch) < 1 or min(args.colour) < 0:
-        p.error("--patch needs three sizes of at least 1, --colour four numbers of at least 0")
     if args.mixup and args.batch // processes.world % 2:
         p.error(f"--mixup mixes neighbours: --batch {args.batch} must divide by {2 * processes.world}")
-    if args.task == "linear" and not 1 <= args.sampled <= args.components:
-        p.error(f"--sampled must be from 1 to --components {args.components}, not {args.sampled}")
-    if args.task == "linear" and (args.l2 < 0 or args.svm_c <= 0):
-        p.error("--l2 must be at least 0, --svm-c above 0")
+    if args.task == "linear" and not (1 <= args.sampled <= args.components and args.l2 >= 0 and args.svm_c > 0):
+        p.error("--sampled must be from 1 to --components, --l2 at least 0, --svm-c above 0")
     return args
 
 
