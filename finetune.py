@@ -169,10 +169,7 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
 
 
 def listed(args: argparse.Namespace, processes: Processes) -> tuple[downstream.Labelled, list[str]]:
-    """The labelled files, listed by the first process, and what is wrong with the list
-
-    ValueError where there is nothing to train or to test on, or of another kind.
-    """
+    """The labelled files, listed by the first process, and what is wrong with the list; ValueError where they will not do"""
     problems: list[str] = []
     found = processes.collect(downstream.load(args.data, problems, args.part) if processes.first else None)[0]
     if found.missing:
@@ -363,14 +360,14 @@ def run_demo(out: Path, seed: int, processes: Processes) -> None:
                 out.mkdir(parents=True, exist_ok=True)
                 write_demo(path, root, names, each, seed)
             processes.wait()
-            other, scores = "random" if task == "linear" else "scratch", {}
+            start, scores = ["--data", f"csv={path}", "--init", str(source), "--seed", str(seed)], {}
+            start += ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
+            other = "random" if task == "linear" else "scratch"
             for arm in ("pretrained", other):
-                argv = ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
-                argv += ["--data", f"csv={path}", "--init", str(source), "--seed", str(seed)]
-                argv += ["--out", str(out / f"{task}-{kind}-{arm}")] + ["--scratch"] * (arm != "pretrained")
-                scores[arm] = train(settings(argv, processes), processes)
-            results[f"{task}_{kind}"] = {**{arm: s["top-1"] for arm, s in scores.items()},
-                                         "chance": scores[other]["chance"]["top-1"]}
+                argv = [*start, "--out", str(out / f"{task}-{kind}-{arm}")] + ["--scratch"] * (arm == other)
+                done = train(settings(argv, processes), processes)
+                scores |= {arm: done["top-1"], "chance": done["chance"]["top-1"]}
+            results[f"{task}_{kind}"] = {arm: scores[arm] for arm in ("pretrained", other, "chance")}
     if not processes.first:
         return
     Run(out).add_results(results)
