@@ -84,7 +84,8 @@ def embed(run: Path, source: Path, out: Path, kind: str | None, space: str | Non
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
     windows = windows if kind in ("video", "audio") else 1
-    key = digest(weights_of(model), kind, space, windows, *zip(ids, items, strict=True))
+    changed = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, dict.fromkeys(item.path for item in items))]
+    key = digest(weights_of(model), kind, space, windows, changed, *zip(ids, items, strict=True))
     if out.is_file() and read(out)["key"] == key:
         return processes.print(f"{out} holds all {len(ids)} already")
     mine = range(processes.rank, len(ids), processes.world)
@@ -160,9 +161,10 @@ def moments(source: Path, paths: list[str], seconds: float, problems: list[str])
         except Unreadable as e:
             problems.append(f"{printable(path)}: {e.reason}")
             continue
-        starts = [last * i / n for n in [max(1, math.ceil(2 * last / seconds))] for i in range(n + 1)] if last else [0.0]
-        items += [Item(source / path, start, start + seconds, "") for start in starts]
-        ids += [path] * len(starts)
+        steps = math.ceil(2 * last / seconds)
+        items += [Item(source / path, start, start + seconds, "")
+                  for start in (last * i / max(1, steps) for i in range(steps + 1))]
+        ids += [path] * (steps + 1)
     if not items:
         raise ValueError(f"none of the {len(paths)} films below {source} can be read, first {problems[-1]}")
     return items, ids
@@ -183,8 +185,8 @@ class Partial:
         self.rows = self.path.stat().st_size // (4 * width)
         if not self.head.is_file() or self.head.read_text() != key or self.rows > most:
             self.rows = 0
-            self.head.write_text(key)
-        self.file.truncate(self.rows * 4 * width)               # a row that a kill cut short
+        self.file.truncate(self.rows * 4 * width)               # a row that a kill cut short, or all of them
+        self.head.write_text(key)
 
     def add(self, rows: torch.Tensor) -> None:
         """More of them, (B, d) float32"""
@@ -212,7 +214,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def weights_of(model: torch.nn.Module) -> str:
     """A digest of all weights: vectors of two models must not stand in one file"""
-    return digest(*((name, weight.detach().cpu().numpy().tobytes()) for name, weight in model.state_dict().items()))
+    return digest(*(hashlib.sha256(w.cpu().numpy().tobytes()).hexdigest() for w in model.state_dict().values()))
 
 
 def digest(*things) -> str:

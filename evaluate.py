@@ -164,7 +164,8 @@ def classify_command(args, processes: Processes) -> None:
     ends = write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
     picture = args.out / f"{name}-confusion.png"
     drawn = "" if model.multi else ", " + figures.confusion(scores["confusion"], list(map(printable, model.classes)), picture)
-    keep(args.out, f"classify_{name}", {k: v for k, v in scores.items() if not isinstance(v, list) or k == "left_out"})
+    short = {k: v for k, v in scores.items() if not isinstance(v, list) or k == "left_out"}
+    keep(args.out, f"classify_{name}", {**short, "unreadable": len(scores["unreadable"])})
     print(f"\n{ends}\n\n{args.out / 'evaluate.json'}, {args.out / f'{name}-classes.csv'}{drawn}")
 
 
@@ -276,8 +277,8 @@ def warn_unreadable(failed: list) -> None:
 
 def keep(out: Path, name: str, scores: dict) -> None:
     """Adds scores to evaluate.json"""
-    path = out / "evaluate.json"
-    known = {}
+    out.mkdir(parents=True, exist_ok=True)
+    path, known = out / "evaluate.json", {}
     if path.is_file():
         with contextlib.suppress(ValueError):  # torn: these scores matter more
             known = json.loads(path.read_text(encoding="utf-8"))

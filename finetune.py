@@ -158,16 +158,10 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     for name in ("drop", "smoothing", "classifier_dropout", "flip"):
         if not 0 <= getattr(args, name) < 1 and not (name == "flip" and args.flip == 1):
             p.error(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(args, name)}")
-    if not 0 < args.area[0] <= args.area[1] <= 1:
-        p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
-    if min(args.patch) < 1 or min(args.colour) < 0:
-        p.error("--patch needs three sizes of at least 1, --colour four numbers of at least 0")
     if args.mixup and args.batch // processes.world % 2:
         p.error(f"--mixup mixes neighbours: --batch {args.batch} must divide by {2 * processes.world}")
-    if args.task == "linear" and not 1 <= args.sampled <= args.components:
-        p.error(f"--sampled must be from 1 to --components {args.components}, not {args.sampled}")
-    if args.task == "linear" and (args.l2 < 0 or args.svm_c <= 0):
-        p.error("--l2 must be at least 0, --svm-c above 0")
+    if args.task == "linear" and not (1 <= args.sampled <= args.components and args.l2 >= 0 and args.svm_c > 0):
+        p.error("--sampled must be from 1 to --components, --l2 at least 0, --svm-c above 0")
     return args
 
 
@@ -175,10 +169,7 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
 
 
 def listed(args: argparse.Namespace, processes: Processes) -> tuple[downstream.Labelled, list[str]]:
-    """The labelled files, listed by the first process, and what is wrong with the list
-
-    ValueError where there is nothing to train or to test on, or of another kind.
-    """
+    """The labelled files, listed by the first process, and what is wrong with the list; ValueError where they will not do"""
     problems: list[str] = []
     found = processes.collect(downstream.load(args.data, problems, args.part) if processes.first else None)[0]
     if found.missing:
@@ -368,14 +359,14 @@ def run_demo(out: Path, seed: int, processes: Processes) -> None:
                 out.mkdir(parents=True, exist_ok=True)
                 write_demo(path, root, names, each, seed)
             processes.wait()
-            other, scores = "random" if task == "linear" else "scratch", {}
+            start, scores = ["--data", f"csv={path}", "--init", str(source), "--seed", str(seed)], {}
+            start += ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
+            other = "random" if task == "linear" else "scratch"
             for arm in ("pretrained", other):
-                argv = ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
-                argv += ["--data", f"csv={path}", "--init", str(source), "--seed", str(seed)]
-                argv += ["--out", str(out / f"{task}-{kind}-{arm}")] + ["--scratch"] * (arm != "pretrained")
-                scores[arm] = train(settings(argv, processes), processes)
-            results[f"{task}_{kind}"] = {**{arm: s["top-1"] for arm, s in scores.items()},
-                                         "chance": scores[other]["chance"]["top-1"]}
+                argv = [*start, "--out", str(out / f"{task}-{kind}-{arm}")] + ["--scratch"] * (arm == other)
+                done = train(settings(argv, processes), processes)
+                scores |= {arm: done["top-1"], "chance": done["chance"]["top-1"]}
+            results[f"{task}_{kind}"] = {arm: scores[arm] for arm in ("pretrained", other, "chance")}
     if not processes.first:
         return
     Run(out).add_results(results)

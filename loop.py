@@ -80,6 +80,10 @@ def check(p: argparse.ArgumentParser, args: argparse.Namespace, processes: Proce
         p.error(f"--batch {args.batch} must divide by the {processes.world} processes")
     if not (0 <= args.dropout < 1 and 0 <= args.max_bad <= 1):
         p.error("--dropout must be at least 0 and below 1, --max-bad from 0 to 1")
+    if not 0 < args.area[0] <= args.area[1] <= 1:
+        p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
+    if min(args.patch) < 1 or min(args.colour) < 0:
+        p.error("--patch needs three sizes of at least 1, --colour four numbers of at least 0")
 
 
 def plain(args: argparse.Namespace) -> dict:

@@ -96,10 +96,6 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
         p.error(f"--lr-end {args.lr_end} is above --lr {args.lr}")
     if len(args.drop) != 2 or not all(0 <= d < 1 for d in args.drop):
         p.error(f"--drop takes one share or two (video, audio), each at least 0 and below 1, not {args.drop}")
-    if not 0 < args.area[0] <= args.area[1] <= 1:
-        p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
-    if min(args.patch) < 1 or min(args.colour) < 0:
-        p.error("--patch needs three sizes of at least 1, --colour four numbers of at least 0")
     if args.weights and (len(args.weights) != len(args.data or [1]) or min(args.weights) <= 0):
         p.error(f"--weights needs one number above 0 for each of the {len(args.data or [1])} sources of --data")
     return args

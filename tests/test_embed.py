@@ -95,6 +95,8 @@ def test_vectors_of_other_weights_or_other_files_are_made_anew(run, films, tmp_p
     assert not np.allclose(before, load(tmp_path / "x.npz")["vectors"])
     evaluate.main(command(run, folder(tmp_path / "more", films=2)))
     assert load(tmp_path / "x.npz")["ids"].tolist() == ["00.mp4", "01.mp4"]
+    film(tmp_path / "more" / "01.mp4", seconds=1.0, seed=9)
+    evaluate.main(command(run, tmp_path / "more"))
     assert "already" not in capsys.readouterr().out
 
 
