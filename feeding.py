@@ -257,7 +257,7 @@ def loader(films: dict[str, Path], r: data.Recipe, rounds: int, workers: int) ->
     for turn in range(3):
         for count in times:
             first, began = turn * rounds, (time.perf_counter(), cpu())
-            for _ in data.train_loader(clips_, batch, 0, 1, first, first + rounds, count, False):
+            for _ in loading.train_batches(clips_, batch, 0, 1, first, first + rounds, count):
                 pass
             times[count].append(np.subtract((time.perf_counter(), cpu()), began) / (batch * rounds))
     rows = []
