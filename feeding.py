@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import augment
 import data
 import datasets
+import loading
 from decode import Media
 from index import Index
 from sampling import Slots
