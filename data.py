@@ -219,8 +219,8 @@ def captions(row: Row, start: float, r: Recipe, vocabulary) -> tuple[np.ndarray,
     return text, (text > 1).any(1)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """`python data.py pack`, `check` or `show`"""
+def flags() -> argparse.ArgumentParser:
+    """The command line of `python data.py pack`, `check` and `show`"""
     import check
     import pack
     import show
@@ -229,6 +229,12 @@ def main(argv: list[str] | None = None) -> None:
     commands = p.add_subparsers(required=True)
     for command in (pack, check, show):
         command.flags(commands)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the flags and runs the command"""
+    p = flags()
     args = p.parse_args(argv)
     args.command(p, args)
 

@@ -1,10 +1,18 @@
 """What the README says of the code, against the code: the map of the paper, the departures, the lines of each file."""
 
+import argparse
 import collections
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+import benchmark
+import data
+import evaluate
+import finetune
+import pretrain
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
@@ -53,10 +61,29 @@ def test_no_file_is_longer_than_one_concept_needs():
     assert all(len((HERE / file).read_text("utf-8").splitlines()) <= 400 for file in FILES)
 
 
-def test_the_readme_names_flags_and_presets_that_exist():
-    import pretrain
+def known(parser):
+    """All flags of a command line and of its commands"""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from known(command)
 
-    known = {flag for action in pretrain.flags()._actions for flag in action.option_strings}
-    torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
+
+def test_the_readme_names_flags_that_exist():
+    ours = {flag for script in (pretrain, finetune, evaluate, data, benchmark) for flag in known(script.flags())}
+    torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
+                "--shutdown-timeout"}
     slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal", "--open-mode"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known | torchrun | slurm
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= ours | torchrun | slurm
+
+
+COMMANDS = re.findall(r"^(?:torchrun .*? )?(?:python )?((?:pretrain|finetune|evaluate|data|benchmark)\.py [^#\n]*?) *(?:#.*)?$", README,
+                      re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_can_be_parsed(command):
+    script, *words = shlex.split(command.rstrip("\\&"))
+    parser = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "data": data, "benchmark": benchmark}
+    parser[script.removesuffix(".py")].flags().parse_args(words)
