@@ -255,6 +255,7 @@ def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int,
         name, (start, end) = str(found["ids"][i]), found["times"][i].tolist()
         print(f"{cosines[i]:7.2f}{start:9.1f} - {end:<8.1f}{printable(name)}")
         shown.append((source / name, start, end, f"{cosines[i]:.2f}  {printable(name)}  {start:.1f} - {end:.1f} s"))
+    out.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n{figures.contact_sheet(shown, words, out)}")
 
 
