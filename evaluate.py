@@ -1,6 +1,6 @@
 """Scores of trained runs (Sections 4.2.1 to 4.2.4). `python evaluate.py` prints what the demo's runs have left.
 
-    classify RUN DATA            classes of films, sounds or images: several views each, their logits averaged
+    classify RUN [DATA]          classes of films, sounds or images: several views each, their logits averaged
     retrieve RUN DATA            films by their captions, without having trained on any of them (zero-shot)
     embed RUN FOLDER OUT.npz     vectors of films, sounds, images or sentences
     search RUN "words" --in FOLDER   the moments of films nearest to the words
@@ -133,7 +133,7 @@ def classify_command(args, processes: Processes) -> None:
         model.precision = args.precision
         saved = Run(args.run).read_config()["settings"]
         trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
-        part = args.part or trained
+        part, args.data = args.part or trained, args.data or saved.get("data", "")
         data = source(args.data, part, args.out, processes)
         if not data.classes:
             raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
@@ -162,11 +162,12 @@ def classify_command(args, processes: Processes) -> None:
     warn_unreadable(scores["unreadable"])
     name = data.name + (f"-{part}" if downstream.parts(args.data) > 1 else "")
     ends = write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
-    picture = args.out / f"{name}-confusion.png"
-    drawn = "" if model.multi else ", " + figures.confusion(scores["confusion"], list(map(printable, model.classes)), picture)
+    picture, drawn = args.out / f"{name}-confusion.png", ""
+    if not model.multi:
+        drawn = f", {figures.confusion(scores['confusion'], list(map(printable, model.classes)), picture)}"
     short = {k: v for k, v in scores.items() if not isinstance(v, list) or k == "left_out"}
     keep(args.out, f"classify_{name}", {**short, "unreadable": len(scores["unreadable"])})
-    print(f"\n{ends}\n\n{args.out / 'evaluate.json'}, {args.out / f'{name}-classes.csv'}{drawn}")
+    print(f"\n{ends}\n\n{args.out}: evaluate.json, {name}-classes.csv" + drawn.replace(f"{args.out}/", ""))
 
 
 def retrieve_command(args, processes: Processes) -> None:
@@ -262,7 +263,7 @@ def write_classes(scores: dict, classes: list[str], path: Path) -> str:
         out.writerows(zip(classes, scores["samples"], *(scores[name] for name in names), strict=True))
     rows = zip(scores[names[0]], classes, scores["samples"], strict=True)
     ranked = sorted(row for row in rows if row[0] is not None)
-    say = lambda rows: ", ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
+    say = lambda rows: "; ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
     if len(ranked) <= 10:
         return f"{names[0]} by class: {say(ranked[::-1])}"
     return f"lowest {names[0]}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
@@ -321,7 +322,8 @@ def flags() -> argparse.ArgumentParser:
     def command(name: str, text: str, *positional: tuple[str, str]) -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
         for what, meaning in positional:
-            c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning)
+            optional = {"nargs": "?"} if meaning.endswith("(default: the run's own)") else {}
+            c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning, **optional)
         c.add_argument("--windows", type=int, help="in time, spread over a file (default: the run's of a classifier, else 4)")
         c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
         c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
@@ -329,7 +331,8 @@ def flags() -> argparse.ArgumentParser:
         return c
 
     run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see downstream.py")
-    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run, data)
+    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run,
+                ("data", f"{data[1]} (default: the run's own)"))
     c.add_argument("--crops", type=int, help="in space, along the longer side (default: the run's own)")
     c.add_argument("--split", "--fold", dest="part", type=int, metavar="N", help="official one (default: the run's own)")
     c.add_argument("--out", type=Path, help="folder for tables and pictures (default: the run)")

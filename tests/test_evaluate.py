@@ -163,7 +163,7 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
 
 def test_classify_prints_its_protocol_and_writes_a_table_of_classes_and_a_picture(films, tmp_path, capsys):
     run = finetuned(tmp_path / "run", "video", CLASSES, data=str(films))
-    evaluate.main(["classify", str(run), str(films), "--windows", "2", "--crops", "3"])
+    evaluate.main(["classify", str(run), "--windows", "2", "--crops", "3"])
     said = capsys.readouterr().out
     assert "8 of 8 test clips found" in said
     assert "2 windows of 0.4 s x 3 crops of 16 pixels a file, logits averaged; N = 7 files, 3 classes" in said
