@@ -102,20 +102,17 @@ def classify(model, loader, processes, per_class: bool = False) -> dict:
     """
     was_training = model.training
     model.eval()
-    numbers, scores, targets, failed = [], [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
+    scores, targets, failed = [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
     for batch, bad in loader:
         failed += bad
         if batch is None:
             continue
         x = views.inputs(batch["x"].flatten(0, 1).to(processes.device))
         logits = model(x).unflatten(0, batch["x"].shape[:2])                # (B, V, C)
-        numbers += batch["number"].tolist()
         scores.append(model.over_views(logits).float().cpu())
         targets.append(batch["y"])
     model.train(was_training)
-    parts = processes.collect((numbers, torch.cat(scores), torch.cat(targets)))
-    order = torch.tensor([n for part in parts for n in part[0]]).argsort()
-    scores, targets = (torch.cat([part[i] for part in parts])[order] for i in (1, 2))
+    scores, targets = (torch.cat(processes.collect(torch.cat(parts))) for parts in (scores, targets))
     if model.multi:
         metrics = multilabel_metrics(scores, targets, per_class)
     else:
