@@ -51,7 +51,7 @@ def vectors(model: vatt.Trained, items: list[Item], recipe: views.Recipe, space:
             z = model.heads.audio(z) if recipe.kind == "audio" else model.heads.video(z)[("va", "vt").index(space)]
             z = z.unflatten(0, part["x"].shape[:2]).mean(1)
             if not z.isfinite().all():
-                raise ArithmeticError("the run gives vectors that are not finite: name one whose training went well")
+                raise FloatingPointError("the run gives vectors that are not finite: name one whose training went well")
             rows[part["number"] - done] = F.normalize(z, dim=1).float().cpu()
         done += len(rows)
         yield rows, failed

@@ -319,8 +319,7 @@ def flags() -> argparse.ArgumentParser:
     def command(name: str, text: str, *positional: tuple[str, str]) -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
         for what, meaning in positional:
-            optional = {"nargs": "?"} if meaning.endswith("(default: the run's own)") else {}
-            c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning, **optional)
+            c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning)
         c.add_argument("--windows", type=int, help="in time, spread over a file (default: the run's of a classifier, else 4)")
         c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
         c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
@@ -328,8 +327,8 @@ def flags() -> argparse.ArgumentParser:
         return c
 
     run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see downstream.py")
-    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run,
-                ("data", f"{data[1]} (default: the run's own)"))
+    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run)
+    c.add_argument("data", nargs="?", help=f"{data[1]} (default: the run's own)")
     c.add_argument("--crops", type=int, help="in space, along the longer side (default: the run's own)")
     c.add_argument("--split", "--fold", dest="part", type=int, metavar="N", help="official one (default: the run's own)")
     c.add_argument("--out", type=Path, help="folder for tables and pictures (default: the run)")
@@ -368,13 +367,15 @@ def main(argv: list[str] | None = None) -> None:
             args.out = args.out or (args.run.parent if args.run.suffix == ".safetensors" else args.run)
             (classify_command if args.command == "classify" else retrieve_command)(args, processes)
         else:
-            with mendable():
-                how = (args.batch, args.workers, args.precision, processes)
+            how = (args.batch, args.workers, args.precision, processes)
+            try:
                 if args.command == "embed":
                     embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows or 4, *how)
                 else:
                     embed.search(args.run, args.words, args.source, args.out, args.top, *how)
-    except ArithmeticError as error:
+            except (ValueError, OSError) as error:
+                fail(2, str(error))
+    except FloatingPointError as error:
         fail(3, str(error))
     except KeyboardInterrupt:
         fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search") else ""))
