@@ -6,6 +6,7 @@ An image is a clip of t equal frames, one patch deep. `load(run)` gives a classi
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ class Classifier(nn.Module):
         """What several views of a clip say together (Section A.2.5).  (B, views, C) -> (B, C)"""
         if self.head == "low-rank" and not self.multi:
             # Official: a frozen backbone's views are averaged as probabilities (paper: not said).
-            return logits.softmax(-1).mean(1).log()
+            return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
         return logits.mean(1)
 
     @property

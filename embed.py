@@ -51,7 +51,7 @@ def vectors(model: vatt.Trained, items: list[Item], recipe: views.Recipe, space:
             z = model.heads.audio(z) if recipe.kind == "audio" else model.heads.video(z)[("va", "vt").index(space)]
             z = z.unflatten(0, part["x"].shape[:2]).mean(1)
             if not z.isfinite().all():
-                raise ArithmeticError("the run gives vectors that are not finite: name one whose training went well")
+                raise FloatingPointError("the run gives vectors that are not finite: name one whose training went well")
             rows[part["number"] - done] = F.normalize(z, dim=1).float().cpu()
         done += len(rows)
         yield rows, failed
@@ -255,6 +255,7 @@ def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int,
         name, (start, end) = str(found["ids"][i]), found["times"][i].tolist()
         print(f"{cosines[i]:7.2f}{start:9.1f} - {end:<8.1f}{printable(name)}")
         shown.append((source / name, start, end, f"{cosines[i]:.2f}  {printable(name)}  {start:.1f} - {end:.1f} s"))
+    out.parent.mkdir(parents=True, exist_ok=True)
     print(f"\n{figures.contact_sheet(shown, words, out)}")
 
 

@@ -1,6 +1,6 @@
 """Scores of trained runs (Sections 4.2.1 to 4.2.4). `python evaluate.py` prints what the demo's runs have left.
 
-    classify RUN DATA            classes of films, sounds or images: several views each, their logits averaged
+    classify RUN [DATA]          classes of films, sounds or images: several views each, their logits averaged
     retrieve RUN DATA            films by their captions, without having trained on any of them (zero-shot)
     embed RUN FOLDER OUT.npz     vectors of films, sounds, images or sentences
     search RUN "words" --in FOLDER   the moments of films nearest to the words
@@ -102,20 +102,17 @@ def classify(model, loader, processes, per_class: bool = False) -> dict:
     """
     was_training = model.training
     model.eval()
-    numbers, scores, targets, failed = [], [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
+    scores, targets, failed = [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
     for batch, bad in loader:
         failed += bad
         if batch is None:
             continue
         x = views.inputs(batch["x"].flatten(0, 1).to(processes.device))
         logits = model(x).unflatten(0, batch["x"].shape[:2])                # (B, V, C)
-        numbers += batch["number"].tolist()
         scores.append(model.over_views(logits).float().cpu())
         targets.append(batch["y"])
     model.train(was_training)
-    parts = processes.collect((numbers, torch.cat(scores), torch.cat(targets)))
-    order = torch.tensor([n for part in parts for n in part[0]]).argsort()
-    scores, targets = (torch.cat([part[i] for part in parts])[order] for i in (1, 2))
+    scores, targets = (torch.cat(processes.collect(torch.cat(parts))) for parts in (scores, targets))
     if model.multi:
         metrics = multilabel_metrics(scores, targets, per_class)
     else:
@@ -133,7 +130,7 @@ def classify_command(args, processes: Processes) -> None:
         model.precision = args.precision
         saved = Run(args.run).read_config()["settings"]
         trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
-        part = args.part or trained
+        part, args.data = args.part or trained, args.data or saved.get("data", "")
         data = source(args.data, part, args.out, processes)
         if not data.classes:
             raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
@@ -162,11 +159,12 @@ def classify_command(args, processes: Processes) -> None:
     warn_unreadable(scores["unreadable"])
     name = data.name + (f"-{part}" if downstream.parts(args.data) > 1 else "")
     ends = write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
-    picture = args.out / f"{name}-confusion.png"
-    drawn = "" if model.multi else ", " + figures.confusion(scores["confusion"], list(map(printable, model.classes)), picture)
+    picture, drawn = args.out / f"{name}-confusion.png", ""
+    if not model.multi:
+        drawn = f", {figures.confusion(scores['confusion'], list(map(printable, model.classes)), picture)}"
     short = {k: v for k, v in scores.items() if not isinstance(v, list) or k == "left_out"}
     keep(args.out, f"classify_{name}", {**short, "unreadable": len(scores["unreadable"])})
-    print(f"\n{ends}\n\n{args.out / 'evaluate.json'}, {args.out / f'{name}-classes.csv'}{drawn}")
+    print(f"\n{ends}\n\n{args.out}: evaluate.json, {name}-classes.csv" + drawn.replace(f"{args.out}/", ""))
 
 
 def retrieve_command(args, processes: Processes) -> None:
@@ -262,7 +260,7 @@ def write_classes(scores: dict, classes: list[str], path: Path) -> str:
         out.writerows(zip(classes, scores["samples"], *(scores[name] for name in names), strict=True))
     rows = zip(scores[names[0]], classes, scores["samples"], strict=True)
     ranked = sorted(row for row in rows if row[0] is not None)
-    say = lambda rows: ", ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
+    say = lambda rows: "; ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
     if len(ranked) <= 10:
         return f"{names[0]} by class: {say(ranked[::-1])}"
     return f"lowest {names[0]}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
@@ -329,7 +327,8 @@ def flags() -> argparse.ArgumentParser:
         return c
 
     run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see downstream.py")
-    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run, data)
+    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run)
+    c.add_argument("data", nargs="?", help=f"{data[1]} (default: the run's own)")
     c.add_argument("--crops", type=int, help="in space, along the longer side (default: the run's own)")
     c.add_argument("--split", "--fold", dest="part", type=int, metavar="N", help="official one (default: the run's own)")
     c.add_argument("--out", type=Path, help="folder for tables and pictures (default: the run)")
@@ -368,13 +367,15 @@ def main(argv: list[str] | None = None) -> None:
             args.out = args.out or (args.run.parent if args.run.suffix == ".safetensors" else args.run)
             (classify_command if args.command == "classify" else retrieve_command)(args, processes)
         else:
-            with mendable():
-                how = (args.batch, args.workers, args.precision, processes)
+            how = (args.batch, args.workers, args.precision, processes)
+            try:
                 if args.command == "embed":
                     embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows or 4, *how)
                 else:
                     embed.search(args.run, args.words, args.source, args.out, args.top, *how)
-    except ArithmeticError as error:
+            except (ValueError, OSError) as error:
+                fail(2, str(error))
+    except FloatingPointError as error:
         fail(3, str(error))
     except KeyboardInterrupt:
         fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search") else ""))

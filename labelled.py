@@ -169,7 +169,8 @@ def folder(files: Files, part: int = 1) -> Labelled:
     if not any(rows):
         return captioned(files)
     if loose:
-        files.problems.append(f"{files.root}: {len(loose)} files lie in no folder of a class, first {loose[0]}")
+        outside = f"outside {names[0]}/CLASS and {names[1]}/CLASS" if parted else "in no folder of a class"
+        files.problems.append(f"{files.root}: {len(loose)} files lie {outside} and are left out, first {loose[0]}")
     if not parted:
         rows = apart(rows[0])
     classes = sorted({name for _, name in rows[0]})
@@ -193,7 +194,7 @@ def table(path: Path, column: str, problems: list[str]) -> Labelled:
     """A csv with a header; labels from `column`, else "label", else captions. Without `split`, one file in five is held out."""
     read = list(columns(path, "path"))
     has = list(read[0][1]) if read else []
-    label = column or next((name for name in ("label", *CAPTIONS) if name in has), "")
+    label = column.lower() or next((name for name in ("label", *CAPTIONS) if name in has), "")
     if label not in has:
         raise ValueError(f"{path}: the first line names no column {label or 'label'}, but {', '.join(has) or 'nothing'}: "
                          f"write path,label[,start,end][,split], or csv={path}:COLUMN")

@@ -73,7 +73,9 @@ class Features(NamedTuple):
 def features(model: Classifier, dataset: views.Testing, batch: int, workers: int, processes: Processes,
              cached: Path, timeout: float = 0) -> Features:
     """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views."""
-    digest = hashlib.sha256(repr((dataset.items, dataset.recipe._replace(cache=0.0), model.precision)).encode())
+    digest = hashlib.sha256(repr((dataset.recipe._replace(cache=0.0), model.precision)).encode())
+    for item in dataset.items:
+        digest.update(repr(item).encode("utf-8", "surrogateescape"))
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode() + weight.cpu().numpy().tobytes())
     if cached.is_file():

@@ -76,6 +76,7 @@ def test_what_was_stopped_goes_on_and_gives_the_same_file(run, films, tmp_path, 
     with pytest.raises(SystemExit) as end:
         evaluate.main(command)
     assert end.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "x.npz").exists()
     monkeypatch.undo()
     evaluate.main(command)
@@ -98,6 +99,17 @@ def test_vectors_of_other_weights_or_other_files_are_made_anew(run, films, tmp_p
     film(tmp_path / "more" / "01.mp4", seconds=1.0, seed=9)
     evaluate.main(command(run, tmp_path / "more"))
     assert "already" not in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_are_not_taken_for_files_that_cannot_be_read(films, tmp_path, capsys):
+    run = pretrained(tmp_path / "nan")
+    state = torch.load(run / "checkpoint-00000001.pt", weights_only=True)
+    state["model"]["backbones.W_vp"].fill_(float("nan"))
+    torch.save(state, run / "checkpoint-00000001.pt")
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["embed", str(run), str(films), str(tmp_path / "x.npz")])
+    assert end.value.code == 3
+    assert "not finite" in capsys.readouterr().err
 
 
 def test_search_finds_moments_in_long_films_and_draws_them(run, tmp_path, capsys):

@@ -135,7 +135,7 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
     captions(films, tmp_path / "captions.csv")
     evaluate.main(["retrieve", str(run), f"csv={tmp_path}/captions.csv", "--windows", "3"])
     said = capsys.readouterr()
-    model, c, z = vatt.load(run), CONFIG, []
+    model, c, z, firsts = vatt.load(run), CONFIG, [], []
     for row in (tmp_path / "captions.csv").read_text().splitlines()[1:-1]:
         path, _, start, end = row.split(",")
         with Media(path) as media:
@@ -147,7 +147,13 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
                      for k in range(3)]
         with torch.no_grad():
             clips = augment.augment(torch.from_numpy(np.stack(clips))[:, :, :, left : left + c.size])
-            z.append(model.heads.video(model.backbones.video(clips))[1].mean(0))
+            each = model.heads.video(model.backbones.video(clips))[1]
+            z.append(each.mean(0))
+            firsts.append(each[0])
+    items = downstream.load(f"csv={tmp_path}/captions.csv", []).test[:7]
+    vectors = embed.vectors(model, items, embed.recipe(c, "video", 3), "vt", 4, 0)
+    torch.testing.assert_close(torch.cat([rows for rows, _ in vectors]), F.normalize(torch.stack(z), dim=1), atol=1e-5, rtol=0)
+    assert (F.normalize(torch.stack(z), dim=1) - F.normalize(torch.stack(firsts), dim=1)).abs().max() > 1e-3
     texts = [row.split(",")[1] for row in (tmp_path / "captions.csv").read_text().splitlines()[1:-1]]
     similarity = torch.stack([model.embed_text(text) for text in texts]) @ F.normalize(torch.stack(z), dim=1).T
     ranks = [sum(not x < row[i] for x in row) for i, row in enumerate(similarity.tolist())]
@@ -163,7 +169,7 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
 
 def test_classify_prints_its_protocol_and_writes_a_table_of_classes_and_a_picture(films, tmp_path, capsys):
     run = finetuned(tmp_path / "run", "video", CLASSES, data=str(films))
-    evaluate.main(["classify", str(run), str(films), "--windows", "2", "--crops", "3"])
+    evaluate.main(["classify", str(run), "--windows", "2", "--crops", "3"])
     said = capsys.readouterr().out
     assert "8 of 8 test clips found" in said
     assert "2 windows of 0.4 s x 3 crops of 16 pixels a file, logits averaged; N = 7 files, 3 classes" in said

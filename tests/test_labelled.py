@@ -44,7 +44,7 @@ def test_files_in_no_class_and_files_of_another_kind_are_told(tmp_path):
     problems = []
     put(tmp_path, "train/a/1.mp4", "train/a/2.jpg", "train/a/3.mp4", "val/a/1.mp4", "val/loose.mp4", "else/x/1.mp4")
     load(str(tmp_path), problems)
-    assert "2 files lie in no folder of a class" in problems[0]
+    assert "2 files lie outside train/CLASS and val/CLASS and are left out, first else/x/1.mp4" in problems[0]
     assert "several kinds (3 of video, 1 of image): all are taken as video" in problems[1]
 
 

@@ -12,17 +12,17 @@ from torch.testing import assert_close
 import linear
 import views
 from classifier import Classifier
-from labelled import Item
+from labelled import Items
 from training import Processes
 
 
 @pytest.fixture(scope="module")
 def tests(tmp_path_factory):
     root = tmp_path_factory.mktemp("films")
-    items = [Item(film(root / f"{i}.mp4", seconds=0.8, seed=i), 0.0, math.inf, i % 3) for i in range(6)]
+    rows = [(film(root / f"{i}.mp4", seconds=0.8, seed=i).name, 0.0, math.inf, i % 3) for i in range(6)]
     (root / "bad.mp4").touch()
-    items.insert(2, Item(root / "bad.mp4", 0.0, math.inf, 0))
-    return views.Testing(items, 3, views.Recipe("video", CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1))
+    rows.insert(2, ("bad.mp4", 0.0, math.inf, 0))
+    return views.Testing(Items(root, rows), 3, views.Recipe("video", CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1))
 
 
 def features(model, tests, path):
@@ -37,7 +37,8 @@ def test_features_are_z_out_of_every_view_and_computed_once(tests, tmp_path, mon
     for row, i in enumerate(found.number.tolist()):
         assert_close(found.z[row], model.features(views.inputs(torch.from_numpy(tests[i][0]["x"]))))
     monkeypatch.setattr(model, "features", None)  # what is not called again
-    again = features(model, tests, tmp_path / "f.npz")
+    same = views.Testing(Items(tests.items.root, [(i.path.name, *i[1:]) for i in tests.items]), 3, tests.recipe)
+    again = features(model, same, tmp_path / "f.npz")
     assert all(torch.equal(a, b) for a, b in zip(found[:3], again[:3], strict=True))
     assert again.failed == found.failed
 
