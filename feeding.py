@@ -216,6 +216,8 @@ def clips(films: dict[str, Path], r: data.Recipe, rounds: int, _workers: int) ->
                     got[name] = contenders[name](*job)
                     taken[name].append(time.process_time() - began)
                 except Exception as error:
+                    if name == "ours":
+                        raise
                     words.append(f"{name} cannot read {title}: {first_line(error)}")
                     del taken[name]
             for name, clip in got.items():
@@ -309,8 +311,8 @@ def report(rows: list[dict]) -> str:
     """The rows, for people"""
     lines, ours_ = [f"{'':42}{'CPU a clip':>12}{'clips/s a core':>16}"], rows[0]
     for i, r in enumerate(rows):
-        if new := not i or r["film"] != rows[i - 1]["film"]:
-            ours_ = r
+        new = not i or r["film"] != rows[i - 1]["film"]
+        ours_ = r if new else ours_
         line = f"{r['film'] if new else '':26}{r['name']:16}{1e3 * r['cpu_s']:9.1f} ms{r['clips_per_s_core']:16.1f}"
         if (ratio := ours_.get(f"vs_{r['name'].replace(' ', '_')}")) is not None:
             line += f"   {ours_['name']}: {ratio:.2f} times as fast"
