@@ -61,8 +61,8 @@ def flags() -> argparse.ArgumentParser:
     c.add_argument("--rounds", type=int, default=15, help="timed clips of each film (default: %(default)s)")
     c.add_argument("--workers", type=int, default=os.cpu_count(), help="of the loader (default: one a core)")
     c.add_argument("--folder", type=Path, help="for the films or the index meanwhile (default: that of the system)")
-    c.add_argument("--index", type=int, nargs="?", const=100_000_000, metavar="N", help="instead: what a made-up list of N clips costs "
-                   "(default: a hundred million; 120 bytes each on the disk)")
+    c.add_argument("--index", type=int, nargs="?", const=100_000_000, metavar="N", help="instead: what a made-up list of N "
+                   "clips costs (default: a hundred million; 120 bytes each on the disk)")
     return p
 
 

@@ -89,6 +89,7 @@ class Container:
             reason = "not a media file" if os.access(self._file, os.R_OK) else "no permission"
             raise Unreadable(self.path, reason) from error
         self._origin = (self._container.start_time or 0) / av.time_base
+        self._units = [float(stream.time_base) for stream in self._container.streams]  # once: fractions are slow
         for stream in (*self._container.streams.video, *self._container.streams.audio):
             context, cover = stream.codec_context, stream.disposition & av.stream.Disposition.attached_pic
             if not context or cover or not (context.width if stream.type == "video" else context.sample_rate):
@@ -127,7 +128,7 @@ class Container:
             if 0 < back > t:
                 break
             try:
-                self._container.seek(math.floor((t - back + self._origin + EPS) / float(stream.time_base)), stream=stream)
+                self._container.seek(math.floor((t - back + self._origin + EPS) / self._units[stream.index]), stream=stream)
             except (av.FFmpegError, OverflowError):
                 continue
             yield stream, True
@@ -140,11 +141,11 @@ class Container:
 
     def _time(self, stream, stamp: int) -> float:
         """A timestamp in seconds"""
-        return stamp * float(stream.time_base) - self._origin
+        return stamp * self._units[stream.index] - self._origin
 
     def _decode(self, stream, sought: bool = False) -> Iterator[tuple]:
         """(seconds, frame) from where the file stands to its end; what does not decode is passed over."""
-        context, unit, is_video = stream.codec_context, float(stream.time_base), stream.type == "video"
+        context, unit, is_video = stream.codec_context, self._units[stream.index], stream.type == "video"
         # AVI keeps no times of display, and those that FFmpeg makes up are out of order where there are B frames: there
         # it is the time of the packet that brought the picture out, less the delay of the decoder.
         by_packet = is_video and self._container.format.name == "avi"

@@ -19,7 +19,7 @@ from typing import Any
 
 import index
 import subtitles
-from index import SHARD, Row
+from index import Row
 
 VIDEOS = frozenset((
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m2v",
@@ -67,7 +67,7 @@ def kind(path: Path) -> str:
         names = os.listdir(path)
     except OSError as error:
         raise ValueError(f"--data {path} cannot be listed ({error.strerror}): name a folder you may read") from None
-    if SHARD.format(0) in names and "index" in names:
+    if "index" in names and any(re.fullmatch(r"shard-[0-9]+\.tar", name) for name in names):
         return "shards"
     if any(name in CAPTIONS for name in names):
         return "howto100m"

@@ -39,7 +39,7 @@ class Media(Container):
         """Seconds from time 0 to the end of the video, or of the sound where there is no video, by the header."""
         stream = self._streams["video" if self.has_video else "audio"]
         if stream.duration and stream.start_time is not None:
-            length = (stream.start_time + stream.duration) * float(stream.time_base) - self._origin
+            length = self._time(stream, stream.start_time + stream.duration)
         else:  # that of the container, unless it starts late: formats do not agree whether the lateness is counted in
             length = (self._container.duration or 0) / av.time_base if abs(self._origin) < 0.1 else 0
         return length if 0 < length < 1e6 else self._measure(stream.type)
@@ -147,13 +147,12 @@ class Media(Container):
         """Seconds from time 0 to the end, by reading every packet and decoding none."""
         self._open()
         self._work, end, stream = 0.0, 0.0, self._streams[kind]
-        unit = float(stream.time_base)
         for packet in self._packets(stream):
-            length = (packet.duration or 0) * unit
+            length = (packet.duration or 0) * self._units[stream.index]
             if packet.pts is None:
                 end += length or 1 / rate_of(stream)
             else:
-                end = max(end, packet.pts * unit - self._origin + length)
+                end = max(end, self._time(stream, packet.pts) + length)
         return end
 
     def _pick(self, wanted: deque, paint: Painter) -> float | None:
@@ -257,4 +256,4 @@ class Media(Container):
     def _length(self, gap: float, duration: int | None) -> float:
         """Seconds for which the last picture is shown: as the one before it, or as the file says, whichever is longer"""
         stream = self._streams["video"]
-        return max(gap, (duration or 0) * float(stream.time_base)) or 1 / rate_of(stream)
+        return max(gap, (duration or 0) * self._units[stream.index]) or 1 / rate_of(stream)

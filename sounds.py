@@ -43,7 +43,7 @@ class Mixer:
         resampler = av.AudioResampler("flt", "mono", self.rate, options={"rematrix_maxval": "1.0"})
         blocks = [block for _, block in self.run]
         mixed = [part for block in [*blocks, None] for part in resampler.resample(block) if part is not None]
-        wave = np.concatenate([part.to_ndarray()[0] for part in mixed])
+        wave = np.concatenate([np.frombuffer(part.planes[0], np.float32, part.samples) for part in mixed])
         # Their times may be rounded to a millisecond, or jitter: samples just follow each other, from the median of all.
         elapsed = np.cumsum([0.0, *(block.samples / block.sample_rate for block in blocks[:-1])])
         begin = round((float(np.median([time for time, _ in self.run] - elapsed)) - self.start) * self.rate)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from films import TINY, film, folder
 
+import data
 import losses
 import pretrain
 import vatt
@@ -215,6 +216,71 @@ def test_unreadable_films_are_named_once_counted_by_reason_and_stop_the_run_past
     assert f"{counted} draws of 3 unreadable files" in said
     assert "3 held-out clips could not be read" in said
     assert "empty file" in refused([*argv, "--out", str(tmp_path / "stops")], capsys, 3)
+
+
+def test_thirty_percent_of_broken_films_are_counted_exactly_and_training_goes_on(tmp_path, capsys):
+    for i in range(7):
+        film(tmp_path / "films" / f"{i}.mp4", seed=i)
+    (tmp_path / "films" / "a.mp4").touch()
+    (tmp_path / "films" / "b.mp4").write_text("not a film")
+    (tmp_path / "films" / "c.mp4").write_bytes((tmp_path / "films" / "0.mp4").read_bytes()[:400])
+    out = tmp_path / "run"
+    pretrain.main([*both(tmp_path / "films"), *TINY, "--steps", "12", "--max-bad", "0.5", "--workers", "2", "--out", str(out)])
+    wrong, names = {7: "empty file", 8: "not a media file", 9: "not a media file"}, []  # by the number of the row
+    slots = pretrain.Slots([10], [1.0], 4, 0)
+    for step in range(12):
+        for slot in range(4):
+            number, attempt = slots(step, slot)[1], 0
+            while number in wrong:
+                names.append(wrong[number])
+                attempt += 1
+                number = int(data.generator(0, step, slot, attempt).integers(10))
+    logged = [reason for row in rows(out) for _, reason in row.get("bad", [])]
+    assert sorted(logged) == sorted(names)
+    assert len(names) >= 14, "a third of 48 draws, and more in their place"
+    assert f"{len(names)} draws of 3 unreadable files" in capsys.readouterr().out
+    assert all(row["loss"] is not None for row in rows(out))
+
+
+def test_data_without_a_readable_film_stop_the_run_at_once_with_the_list(tmp_path, capsys):
+    for i in range(4):
+        (tmp_path / "films" / f"{i}.mp4").parent.mkdir(exist_ok=True)
+        (tmp_path / "films" / f"{i}.mp4").write_text("not a film")
+    for workers in ("0", "2"):
+        line = refused([*both(tmp_path / "films"), *TINY, "--out", str(tmp_path / "run"), "--workers", workers], capsys)
+        assert "not a media file: 100" in line
+        assert all(f"films/{i}.mp4" in line for i in range(4))
+        assert rows(tmp_path / "run") == [] if (tmp_path / "run" / "metrics.jsonl").exists() else True
+
+
+def test_a_worker_that_hangs_or_dies_ends_the_run_with_the_name_of_its_file(films, tmp_path):
+    """In a process of its own: it must end by itself, without a process left"""
+    for harm, says in (("time.sleep(60)", "took more than --timeout"), ("os.kill(os.getpid(), 9)", "of the loader")):
+        start = ("import os, sys, time, pretrain, data; inside = data.captions; data.captions = lambda row, *rest: "
+                 f"({harm} if row.path == '03.mp4' else 0, inside(row, *rest))[1]; pretrain.main()")
+        command = [sys.executable, "-c", start, *both(films), "--out", str(tmp_path / "run"), *TINY, "--workers", "2",
+                   "--timeout", "3", "--steps", "50"]
+        child = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE,
+                                 start_new_session=True)
+        said = child.communicate(timeout=60)[0]
+        assert child.returncode == 3, said
+        line = next(line for line in said.splitlines() if "error: " in line)
+        assert says in line
+        assert "03.mp4" in line
+        assert subprocess.run(["pgrep", "-g", str(child.pid)], check=False, capture_output=True).stdout == b""
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_a_run_on_shards_goes_on_in_its_folder_and_refuses_shards_that_changed(films, tmp_path, capsys):
+    data.main(["pack", str(films), str(tmp_path / "packed"), "--rate", "8000", "--workers", "1"])
+    argv = ["--data", f"shards={tmp_path / 'packed'}", "--out", str(tmp_path / "run"), *TINY]
+    pretrain.main([*argv, "--val", str(films)])
+    assert "10 clips to train on" in capsys.readouterr().out
+    pretrain.main([*argv, "--val", str(films)])
+    shutil.rmtree(tmp_path / "packed")
+    data.main(["pack", str(films), str(tmp_path / "packed"), "--rate", "8000", "--workers", "1", "--crf", "40"])
+    (tmp_path / "run" / "results.json").unlink()
+    assert "is not what it was" in refused([*argv, "--val", str(films)], capsys)
 
 
 def test_a_run_starts_from_the_weights_of_another(finished, films, tmp_path):

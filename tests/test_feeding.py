@@ -1,0 +1,107 @@
+"""`benchmark.py data`: contenders give the same clip, ratios are what they say, what is missing is skipped with a word."""
+
+import json
+
+import numpy as np
+import pytest
+
+import benchmark
+import data
+import feeding
+from decode import Media
+
+RECIPE = data.Recipe(frames=8, fps=10.0, size=32, rate=16000, samples=12800)
+SMALL = {"64x48": (64, 48, {"g": "20"}), "64x48 without B-frames": (64, 48, {"g": "20", "bf": "0"})}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("films")
+    return {title: feeding.film(folder / f"{title}.mp4", *how, seconds=3) for title, how in SMALL.items()}
+
+
+@pytest.mark.parametrize("name", feeding.PEERS)
+def test_every_contender_gives_the_pictures_and_the_sound_that_we_give(films, name):
+    module, contender = feeding.PEERS[name]
+    try:
+        __import__(module)
+    except Exception:
+        pytest.skip(f"{name} is not installed")
+    path = str(films["64x48"])
+    for start in (0.0, 1.3, 2.2):
+        video, audio = feeding.ours(path, start, (0.1, 0.1, 0.8, 0.9), RECIPE)
+        other, sound = contender(path, start, (0.1, 0.1, 0.8, 0.9), RECIPE)
+        assert other.shape == video.shape
+        assert np.abs(other.astype(int) - video).mean((1, 2, 3)).max() < 12
+        assert len(sound) == pytest.approx(len(audio), abs=2)
+        if name != "decord":                                                # whose sound is late by the encoder's delay
+            assert np.corrcoef(sound[100:12000], audio[100:12000])[0, 1] > 0.9  # some are louder, or a few samples late
+
+
+def test_the_films_have_b_frames_or_none_and_several_seconds_to_a_key_frame(films):
+    kinds = {}
+    for title, path in films.items():
+        with Media(path) as media:
+            kinds[title] = {int(frame.pict_type) for _, frame in media._frames("video", 0.0)}
+            assert media.has_audio
+            assert media.duration == pytest.approx(3, abs=0.1)
+    assert kinds == {"64x48": {1, 2, 3}, "64x48 without B-frames": {1, 2}}
+
+
+def test_ratios_are_of_the_same_clips_and_above_one_where_we_are_faster(films, monkeypatch):
+    cost = {"ours": 2, "slow": 6, "floor": 1}
+    monkeypatch.setattr(feeding.time, "process_time", lambda: now[0])
+    now, clip = [0.0], (np.zeros((8, 32, 32, 3), np.uint8), None)
+
+    def contender(name):
+        def run(*_):
+            now[0] += cost[name]
+            return clip if name != "floor" else None
+        return run
+
+    monkeypatch.setattr(feeding, "ours", contender("ours"))
+    monkeypatch.setattr(feeding, "floor", contender("floor"))
+    monkeypatch.setattr(feeding, "PEERS", {"slow": ("av", contender("slow")), "none": ("no_such_module", None)})
+    rows, words = feeding.clips(films, RECIPE, 4, 1)
+    assert words == ["none is left out: No module named 'no_such_module'"]
+    assert [r["name"] for r in rows] == ["ours", "floor", "slow"] * 2
+    for first in (rows[0], rows[3]):
+        assert (first["vs_slow"], first["vs_floor"], first["cpu_s"], first["clips_per_s_core"]) == (3, 0.5, 2, 0.5)
+
+
+def test_a_contender_that_gives_other_pictures_or_fails_is_named(films, monkeypatch):
+    def wrong(path, start, box, r):
+        return 255 - feeding.ours(path, start, box, r)[0], None
+
+    def broken(*_):
+        raise RuntimeError("no such codec\nand more")
+
+    monkeypatch.setattr(feeding, "PEERS", {"wrong": ("av", wrong), "broken": ("av", broken)})
+    rows, words = feeding.clips({"64x48": films["64x48"]}, RECIPE, 1, 1)
+    assert [r["name"] for r in rows] == ["ours", "floor", "wrong"]
+    assert sorted(words)[0] == "broken cannot read 64x48: no such codec"
+    assert sorted(words)[1].startswith("wrong gives other pictures of 64x48, round 0: they differ by ")
+
+
+def test_shards_and_the_loader_are_measured_beside_films_and_one_process(films):
+    films = {"64x48": films["64x48"]}
+    rows, _ = feeding.packed(films, RECIPE, 1, 1)
+    assert [r["name"] for r in rows] == ["shards", "films"]
+    assert rows[0]["vs_films"] == rows[1]["cpu_s"] / rows[0]["cpu_s"]
+    rows, _ = feeding.loader(films, RECIPE, 1, 1)
+    assert [r["name"] for r in rows] == ["1 workers", "one process"]
+    assert rows[0]["vs_one_process"] == rows[1]["cpu_s"] / rows[0]["cpu_s"]
+    assert "1 workers: " in feeding.report(rows)
+
+
+def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(feeding, "write", lambda folder: {"64x48": feeding.film(folder / "a.mp4", 64, 48, {}, seconds=4)})
+    monkeypatch.setattr(feeding, "PEERS", {})
+    benchmark.main(["data", "--parts", "clip", "--rounds", "1", "--folder", str(tmp_path), "--json", str(tmp_path / "a.json")])
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert [r["name"] for r in written["rows"]] == ["ours", "floor"]
+    assert f"ours: {written['rows'][0]['vs_floor']:.2f} times as fast" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    for wrong in (["--rounds", "0"], ["--folder", str(tmp_path / "none")], ["--index", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            benchmark.main(["data", *wrong])
