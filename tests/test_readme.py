@@ -78,8 +78,8 @@ def test_the_readme_names_flags_that_exist():
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= ours | torchrun | slurm
 
 
-COMMANDS = re.findall(r"^(?:torchrun .*? )?(?:python )?((?:pretrain|finetune|evaluate|data|benchmark)\.py [^#\n]*?) *(?:#.*)?$", README,
-                      re.MULTILINE)
+COMMANDS = re.findall(r"^(?:torchrun .*? )?(?:python )?((?:pretrain|finetune|evaluate|data|benchmark)\.py [^#\n]*?) *(?:#.*)?$",
+                      README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
