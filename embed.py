@@ -260,6 +260,8 @@ def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int,
     if not processes.first:
         return
     found = read(table)
+    if not len(found["ids"]):
+        raise ValueError(f"no film below {source} can be read: name a folder that holds some")
     cosines = torch.from_numpy(found["vectors"]) @ sentences(model, [words])[0]
     best = apart(cosines.tolist(), found["ids"].tolist(), found["times"].tolist(), top)
     print(f"\n{words!r}: the best of {len(cosines)} moments in {len(set(found['ids'].tolist()))} films; their median cosine is "
