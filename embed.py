@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import figures
+import loading
 import vatt
 import views
 from decode import Media, Unreadable
@@ -39,10 +40,13 @@ def recipe(config: vatt.Config, kind: str, windows: int = 4, fps: float | None =
 @torch.no_grad()
 def vectors(model: vatt.Trained, items: list[Item], recipe: views.Recipe, space: str, batch: int, workers: int,
             precision: str = "fp32") -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
-    """Batch by batch, in order: vectors (B, d) of length 1, NaN for a file that could not be read; what failed, and why."""
-    items = [item._replace(target=()) for item in items]
+    """Batch by batch, in order: vectors (B, d) of length 1, NaN for a file that could not be read; what failed, and why.
+
+    Raises FloatingPointError where the model has no numbers to say, ChildProcessError where a worker died.
+    """
+    dataset = views.Testing([item._replace(target=()) for item in items], 0, recipe)
     width, done = model.config.d_va if space == "va" else model.config.d_vt, 0
-    for part, failed in views.loader(views.Testing(items, 0, recipe), batch, 0, 1, workers):
+    for part, failed in survived(views.loader(dataset, batch, 0, 1, workers), dataset):
         rows = torch.full((len(failed) + (len(part["x"]) if part else 0), width), math.nan)
         if part:
             x = views.inputs(part["x"].flatten(0, 1).to(model.device))
@@ -55,6 +59,16 @@ def vectors(model: vatt.Trained, items: list[Item], recipe: views.Recipe, space:
             rows[part["number"] - done] = F.normalize(z, dim=1).float().cpu()
         done += len(rows)
         yield rows, failed
+
+
+def survived(batches: Iterable, dataset: views.Testing) -> Iterator:
+    """The batches; ChildProcessError, which names the files in hand, where a process that decodes them dies"""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if why := loading.lost(error, dataset):
+            raise ChildProcessError(f"{why}: move them away, and try again") from None
+        raise
 
 
 @torch.no_grad()
@@ -246,6 +260,8 @@ def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int,
     if not processes.first:
         return
     found = read(table)
+    if not len(found["ids"]):
+        raise ValueError(f"no film below {source} can be read: name a folder that holds some")
     cosines = torch.from_numpy(found["vectors"]) @ sentences(model, [words])[0]
     best = apart(cosines.tolist(), found["ids"].tolist(), found["times"].tolist(), top)
     print(f"\n{words!r}: the best of {len(cosines)} moments in {len(set(found['ids'].tolist()))} films; their median cosine is "

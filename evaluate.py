@@ -143,8 +143,8 @@ def classify_command(args, processes: Processes) -> None:
         windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
         recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops, cache=saved.get("cache") or 0.0)
         dataset = views.Testing(items, len(model.classes), recipe)
-    scores = classify(model, views.loader(dataset, args.batch, processes.rank, processes.world, args.workers), processes,
-                      per_class=True)
+    loader = views.loader(dataset, args.batch, processes.rank, processes.world, args.workers)
+    scores = classify(model, embed.survived(loader, dataset), processes, per_class=True)
     if not processes.first:
         return
     if not scores["N"]:
@@ -368,15 +368,16 @@ def main(argv: list[str] | None = None) -> None:
             (classify_command if args.command == "classify" else retrieve_command)(args, processes)
         else:
             how = (args.batch, args.workers, args.precision, processes)
-            try:
-                if args.command == "embed":
-                    embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows or 4, *how)
-                else:
-                    embed.search(args.run, args.words, args.source, args.out, args.top, *how)
-            except (ValueError, OSError) as error:
-                fail(2, str(error))
-    except FloatingPointError as error:
+            if args.command == "embed":
+                embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows or 4, *how)
+            else:
+                embed.search(args.run, args.words, args.source, args.out, args.top, *how)
+    except (FloatingPointError, ChildProcessError) as error:
         fail(3, str(error))
+    except (ValueError, OSError) as error:
+        if args.command in ("classify", "retrieve"):  # past `mendable`, it is a bug
+            raise
+        fail(2, str(error))
     except KeyboardInterrupt:
         fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search") else ""))
     processes.end()

@@ -1,6 +1,7 @@
 """Vectors in one file, begun again where they stopped, and the search among moments (embed.py)."""
 
 import re
+import wave
 
 import numpy as np
 import pytest
@@ -132,6 +133,19 @@ def test_search_finds_moments_in_long_films_and_draws_them(run, tmp_path, capsys
     assert "holds all 15 already" in capsys.readouterr().out
     pytest.importorskip("matplotlib")
     assert out.stat().st_size > 1000
+
+
+def test_a_folder_of_films_without_pictures_has_nothing_to_search(run, tmp_path, capsys):
+    (tmp_path / "films").mkdir()
+    with wave.open(str(tmp_path / "films" / "sound.mp4"), "wb") as file:
+        file.setparams((1, 2, 8000, 8000, "NONE", ""))
+        file.writeframes(bytes(16000))
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["search", str(run), "red", "--in", str(tmp_path / "films")])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "sound.mp4: no video" in said
+    assert "no film below" in said
 
 
 def test_of_moments_that_overlap_only_the_best_is_shown():

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import signal
+import socket
+import sys
 
 import av
 import numpy as np
@@ -106,8 +109,6 @@ def captions(root, path):
 
 
 def test_two_processes_score_what_one_scores(films, tmp_path):
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
@@ -265,6 +266,21 @@ def test_where_no_file_can_be_read_the_exit_code_is_3(films, tmp_path, capsys):
         evaluate.main(["classify", str(run), str(tmp_path / "labels.csv")])
     assert end.value.code == 3
     assert "none of the 1 files could be read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="workers are not forks, and do not see the decoder that crashes")
+@pytest.mark.parametrize("command", ["classify {run} {films}", "embed {trained} {films} {tmp}/x.npz"])
+def test_a_decoder_that_crashes_ends_with_3_and_the_files_it_had_in_hand(films, tmp_path, monkeypatch, capsys, command):
+    real, handler = Media.video, signal.getsignal(signal.SIGCHLD)
+    crash = lambda self, *a, **k: os.kill(os.getpid(), signal.SIGSEGV) if "5.mp4" in self.path else real(self, *a, **k)
+    monkeypatch.setattr(Media, "video", crash)
+    words = command.format(run=finetuned(tmp_path / "run", "video", CLASSES), trained=pretrained(tmp_path / "trained"),
+                           films=films, tmp=tmp_path).split()
+    with pytest.raises(SystemExit) as end:
+        evaluate.main([*words, "--workers", "1"])
+    signal.signal(signal.SIGCHLD, handler)
+    assert end.value.code == 3
+    assert re.search(r"of the loader .*5\.mp4: move them away", capsys.readouterr().err)
 
 
 def test_without_a_command_it_names_what_makes_results_and_then_prints_them(tmp_path, monkeypatch, capsys):
