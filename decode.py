@@ -64,8 +64,8 @@ class Media(Container):
         paint = Painter(out, chosen, self._stretch)
         wanted = deque((start + i / fps, i) for i in range(frames))
         try:
-            while wanted:
-                end = self._pick(wanted, paint) or self._draw(wanted, paint)
+            while wanted and not self._pick(wanted, paint):
+                end = self._draw(wanted, paint)
                 if len(wanted) == frames:
                     raise Unreadable(self.path, "start past the end")
                 # Official: a clip that runs past the end of the film goes on from its beginning (DMVR loops).
@@ -155,31 +155,30 @@ class Media(Container):
                 end = max(end, self._time(stream, packet.pts) + length)
         return end
 
-    def _pick(self, wanted: deque, paint: Painter) -> float | None:
-        """As `_draw`, but decodes no picture that is neither drawn nor needed for one that is.
+    def _pick(self, wanted: deque, paint: Painter) -> bool:
+        """Draws all that are wanted, as `_draw`, but decodes no picture that is neither drawn nor needed for one that is.
 
-        None, and `wanted` as it was, where the packets do not tell which those are, or what comes out is not what they tell.
+        False where the packets do not tell which those are, or what comes out is not what they tell.
         """
         if self._streams["video"].codec_context.name not in SKIPPABLE or self._container.format.name in UNTIMED:
-            return None
+            return False
         packets = self._hold(wanted[0][0], wanted[-1][0])
         shown = sorted((p.pts, p.duration or 0) for p in packets if not p.is_discard)
         times = [self._time(self._streams["video"], pts) for pts, _ in shown]
         hidden = max((p.pts for p in packets if p.is_discard), default=-math.inf)
         if not times or len(set(times)) < len(times) or hidden > shown[0][0]:
-            return None
+            return False
         gap = times[-1] - times[-2] if len(times) > 1 else 0.0
-        end, places = times[-1] + self._length(gap, shown[-1][1]), {}
-        ends = [time - EPS for time in (*times[1:], end)]
+        ends = [time - EPS for time in (*times[1:], times[-1] + self._length(gap, shown[-1][1]))]
         if wanted[-1][0] >= ends[-1]:  # where a film ends is told by its pictures
-            return None
+            return False
+        places = {}
         for t, i in wanted:
             places.setdefault(shown[bisect_right(ends, t)][0], []).append(i)
-        if self._paint(packets, places, paint):
-            wanted.clear()
-            return end
-        paint.drawn.clear()
-        return None
+        done = self._paint(packets, places, paint)
+        if not done:
+            paint.drawn.clear()
+        return done
 
     def _hold(self, t: float, until: float) -> list:
         """The packets of the video from a key frame at or before t until none to come is shown by `until`; [] if in doubt."""
@@ -205,7 +204,7 @@ class Media(Container):
     def _paint(self, packets: list, places: dict[int, list[int]], paint: Painter) -> bool:
         """Paints the pictures of some timestamps, each at its places; False where one does not come, or may not be whole."""
         context, needed = packets[0].stream.codec_context, set(places)
-        while packets and packets[-1].pts not in needed:
+        while packets[-1].pts not in needed:
             packets.pop()
         try:
             for packet in (*packets, None):

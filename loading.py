@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from sampling import Steps
 
@@ -84,10 +84,7 @@ def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tu
     """Clips -> a batch of tensors (None where no clip is left), and all that failed"""
     clips = [clip for clip, _ in items if clip is not None]
     failed = [f for _, fs in items for f in fs]
-    if not clips:
-        return None, failed
-    batch = {k: torch.from_numpy(np.stack([c[k] for c in clips])) for k in clips[0] if k != "path"}
-    return {**batch, "path": [c["path"] for c in clips]}, failed
+    return default_collate(clips) if clips else None, failed  # a worker's go straight into shared memory
 
 
 def ignore_signals(_worker: int) -> None:

@@ -222,9 +222,9 @@ class Trained(VATT):
         return self.backbones.W_vp.device
 
     def starts(self, media: decode.Media, windows: int) -> list[float]:
-        """Seconds at which evenly spread clips begin"""
+        """Seconds at which evenly spread clips begin, on whole frames"""
         last = max(0.0, media.duration - self.config.frames / self.config.fps)
-        return [last * i / max(1, windows - 1) for i in range(windows)]
+        return [math.floor(last * i / max(1, windows - 1) * self.config.fps + 1e-6) / self.config.fps for i in range(windows)]
 
 
 def projection(d: int, channels: int, *patch: int) -> nn.Parameter:

@@ -143,7 +143,7 @@ def test_a_film_of_one_picture_shows_it_throughout(tmp_path):
             assert numbers(media.video(0, 5, 10)) == [9] * 5
             (_, frame), = media._frames("video", 0.0)
             frame.duration = 0  # as where neither file nor FFmpeg knows
-            media._pick = lambda *_: None
+            media._pick = lambda *_: False
             media._frames = lambda *_, frame=frame: iter([(0.0, frame)])
             assert numbers(media.video(0, 5, 10)) == [9] * 5
 
@@ -185,7 +185,7 @@ def test_each_picture_is_converted_once_however_often_it_is_shown(tmp_path, monk
 def test_pictures_that_go_back_in_time_are_passed_over(tmp_path):
     with Media(film(tmp_path / "a.mp4", [numbered(i) for i in range(4)])) as media:
         frames = [frame for _, frame in media._frames("video", 0.0)]
-        media._pick = lambda *_: None
+        media._pick = lambda *_: False
         media._frames = lambda *_: iter(zip((0.0, 0.4, 0.2, 0.8), frames, strict=True))
         assert numbers(media.video(0, 12, 10)) == [0] * 4 + [1] * 4 + [3] * 4
 

@@ -41,7 +41,7 @@ def test_a_film_has_the_vector_that_the_model_gives_it_alone(run, films, tmp_pat
     alone = torch.stack([model.embed_video(films / name, windows=3) for name in found["ids"].tolist()])
     evaluate.main(["embed", str(run), str(films), str(tmp_path / "y.npz"), "--windows", "3"])
     # Their windows may begin a frame apart, and squares are cut before or after the frames are made smaller.
-    assert (load(tmp_path / "y.npz")["vectors"] * alone.numpy()).sum(1).min() > 0.98
+    assert (load(tmp_path / "y.npz")["vectors"] * alone.numpy()).sum(1).min() > 0.95
 
 
 def test_sounds_are_those_of_films_too_and_only_in_the_space_with_video(run, films, tmp_path, capsys):

@@ -41,8 +41,8 @@ def test_what_is_passed_over_changes_no_bit_of_what_is_shown(tmp_path, monkeypat
     clips = (0.0, 8, 10), (1.03, 8, 10), (0.61, 12, 25), (1.3, 3, 3), (2.0, 2, 10), (0.4, 9, 60)
     with Media(path) as media:
         fast = [media.video(*clip, (0.1, 0, 0.9, 0.7), (40, 40)) for clip in clips]
-        assert all(end is not None for end in taken) == is_fast, taken
-        monkeypatch.setattr(Media, "_pick", lambda *_: None)
+        assert all(taken) == is_fast, taken
+        monkeypatch.setattr(Media, "_pick", lambda *_: False)
         for clip, got in zip(clips, fast, strict=True):
             assert np.array_equal(got, media.video(*clip, (0.1, 0, 0.9, 0.7), (40, 40))), clip
 
