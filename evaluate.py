@@ -320,7 +320,7 @@ def flags() -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
         for what, meaning in positional:
             c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning)
-        c.add_argument("--windows", type=int, 
+        c.add_argument("--windows", type=int,
                        help="in time, spread over a file (default: a classifier's own, 1 of a moment, else 4)")
         c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
         c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
