@@ -320,7 +320,8 @@ def flags() -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
         for what, meaning in positional:
             c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning)
-        c.add_argument("--windows", type=int, help="in time, spread over a file (default: the run's of a classifier, else 4)")
+        c.add_argument("--windows", type=int,
+                       help="in time, spread over a file (default: a classifier's own, 1 of a moment, else 4)")
         c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
         c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
         c.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the Transformers")
@@ -369,7 +370,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             how = (args.batch, args.workers, args.precision, processes)
             if args.command == "embed":
-                embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, args.windows or 4, *how)
+                windows = args.windows or (1 if args.seconds else 4)
+                embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, windows, *how)
             else:
                 embed.search(args.run, args.words, args.source, args.out, args.top, *how)
     except (FloatingPointError, ChildProcessError) as error:
