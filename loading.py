@@ -4,8 +4,10 @@ A step's clips come in pieces of at most 64, each from one worker, so that a bat
 once and waits in pieces: what is in shared memory is a matter of workers, not of the batch.
 """
 
+import atexit
 import contextlib
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -85,6 +87,16 @@ def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tu
     clips = [clip for clip, _ in items if clip is not None]
     failed = [f for _, fs in items for f in fs]
     return default_collate(clips) if clips else None, failed  # a worker's go straight into shared memory
+
+
+@atexit.register  # before multiprocessing's own handler, which sends SIGTERM to the workers, and waits for them
+def end_workers() -> None:
+    """Kills the workers of a process that ends in the middle of its batches: SIGTERM is for the main process alone"""
+    children = multiprocessing.active_children()
+    if children and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise what nobody can catch any more
+    for child in children:
+        child.kill()
 
 
 def ignore_signals(_worker: int) -> None:

@@ -283,6 +283,19 @@ def test_a_run_on_shards_goes_on_in_its_folder_and_refuses_shards_that_changed(f
     assert "is not what it was" in refused([*argv, "--val", str(films)], capsys)
 
 
+def test_a_run_that_fails_with_workers_ends_at_once_and_leaves_none(tmp_path):
+    for i in range(5):
+        (tmp_path / "films" / f"{i}.mp4").parent.mkdir(exist_ok=True)
+        (tmp_path / "films" / f"{i}.mp4").touch()
+    command = [sys.executable, str(HERE / "pretrain.py"), *both(tmp_path / "films"), "--out", str(tmp_path / "run"), *TINY]
+    child = subprocess.Popen([*command, "--workers", "2"], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                             text=True, start_new_session=True)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 2
+    assert said.strip().splitlines()[-1].startswith("error: 100 files in a row could not be read")
+    assert subprocess.run(["pgrep", "-g", str(child.pid)], check=False, capture_output=True).stdout == b"", "processes remain"
+
+
 def test_a_run_starts_from_the_weights_of_another(finished, films, tmp_path):
     pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--init", str(finished), "--size", "24",
                    "--steps", "1"])
