@@ -92,24 +92,25 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def begin(args: argparse.Namespace, form: Form) -> None:
     """Makes OUT and lists the source, or finds what was begun there. ValueError where OUT holds something else."""
     out, partial = args.out, args.out / "partial"
-    if out.exists() and not (out.is_dir() and ((out / "pack.json").is_file() or not any(out.iterdir()))):
+    begun = (out / "pack.json").is_file()
+    if out.exists() and not begun and not (out.is_dir() and set(os.listdir(out)) <= {".lock", "partial", "problems.txt"}):
         raise ValueError(f"{out} is there and holds no shards: name another folder")
     kind, root = datasets.parse_source(args.source)
     if kind == "shards":
         raise ValueError(f"{root} is packed already")
     settings = {"source": str(root.absolute()), "kind": kind, **form._asdict(), "shard_size": args.shard_size}
     settings["seconds"] = form.seconds if form.seconds < math.inf else None
-    partial.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     args.lock = Run(out)
     args.lock.hold()
-    if (out / "pack.json").is_file():
+    if begun:
         before = json.loads((out / "pack.json").read_text(encoding="utf-8"))["settings"]
-        if differ := [f"{k} was {before[k]} and is {settings[k]}" for k in settings if before.get(k) != settings[k]]:
+        if differ := [f"{k} was {before.get(k)} and is {settings[k]}" for k in settings if before.get(k) != settings[k]]:
             raise ValueError(f"{out} was packed otherwise ({'; '.join(differ)}): repeat its flags, or name another folder")
     else:
-        write_text(out / "pack.json", json.dumps({"settings": settings}, indent=2) + "\n")
-    if not (out / "index").is_dir() and not (partial / "source").is_dir():
+        shutil.rmtree(partial, ignore_errors=True)  # of a start that did not come this far
         datasets.list_films(kind, root, partial / "source", out / "problems.txt")
+        write_text(out / "pack.json", json.dumps({"settings": settings}, indent=2) + "\n")
 
 
 def encode_all(args: argparse.Namespace, form: Form) -> collections.Counter:

@@ -288,3 +288,5 @@ def test_what_cannot_be_packed_is_refused_in_one_line(packed, films, tmp_path, c
     ):
         assert says in refused(["pack", *argv], capsys)
     assert (tmp_path / "other" / "note.txt").read_text() == "mine"
+    data.main(["pack", str(films), str(tmp_path / "o"), *SMALL])  # what failed to start can be started right
+    assert not (packed / "partial").exists()
