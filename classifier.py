@@ -107,8 +107,11 @@ def start_from(model: Classifier, run: Path) -> None:
 
 
 def load(run: str | Path) -> Classifier:
-    """The classifier of a run of finetune.py, in eval mode: the last checkpoint. Raises ValueError where `run` is none."""
-    run = Path(run)
+    """The classifier of a run of finetune.py, or of its model.safetensors, in eval mode; of a run, the last checkpoint.
+
+    Raises ValueError where `run` is none.
+    """
+    run, given = (Path(run).parent, Path(run)) if str(run).endswith(".safetensors") else (Path(run), Path(run))
     if not (run / "config.json").is_file():
         inner = sorted(path.parent.name for path in run.glob("*/config.json"))
         raise ValueError(f"{run} is no run of finetune.py: it has no config.json"
@@ -118,5 +121,5 @@ def load(run: str | Path) -> Classifier:
         raise ValueError(f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
     model = Classifier(vatt.Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"],
                        components=saved["components"])
-    load_weights(model, vatt.weights(run), str(run))
+    load_weights(model, vatt.weights(given), str(given))
     return model.eval()

@@ -287,7 +287,6 @@ def youcook2(files: Files, part: int) -> Labelled:
         path = files.one(r"validation_youcook.*\.csv", name, where)
         listed = list(columns(path, "video_id", "start", "end", "text"))    # by name: in this file, end comes before start
     films, rows = files.by(stem), []
-    # Ours: a part shorter than a clip goes on into the film (official: it was cut out before, and loops).
     for at, row in listed:
         start, end = subtitles.seconds(row["start"]), subtitles.seconds(row["end"])
         if not 0 <= start < end <= subtitles.MAX_SECONDS:

@@ -29,38 +29,11 @@ import losses
 import vatt
 import views
 from classifier import Classifier, pretrained, start_from
+from recipes import DEMO_RECIPES, RECIPES, SMALL
 from sampling import generator, key
 from subtitles import Problems, printable
 from training import SGD, Processes, Run, fail, half_cosine, mendable
 
-# Official: gradients of the backbone clipped at 0.75, classifier dropout 0.5, and 2.5k steps of warm-up for images (the paper
-# is silent).
-PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=(0.08, 1.0), flip=0.5,
-             colour=(32 / 255, 0.4, 0.4, 0.2), windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
-RECIPES = {
-    # Section A.2.5.
-    "video": {**PAPER, "steps": 100_000, "warmup": 2500, "batch": 64, "lr": 0.005, "smoothing": 0.1, "classifier_dropout": 0.5,
-              "crops": 3, "frames": 32, "fps": 12.5, "size": 320},
-    # Paper: a learning rate of 0.2 (A.3, in its published form; official: 0.005, that of video).
-    # Ours: sound at 24 kHz is filtered before it is resampled (official: every other sample of 48 kHz).
-    "audio": {**PAPER, "steps": 50_000, "warmup": 5000, "batch": 1024, "lr": 0.2, "mixup": 5.0, "balance": True,
-              "classifier_dropout": 0.0, "frames": 64, "fps": 10.0, "rate": 24_000},
-    # Section A.3.1.
-    "image": {**PAPER, "epochs": 50.0, "warmup": 2500, "batch": 512, "lr": 0.08, "smoothing": 0.1, "classifier_dropout": 0.5,
-              "size": 384},
-    # Section A.3.2.
-    "linear": {**PAPER, "steps": 50_000, "warmup": 0, "batch": 64, "lr": 5e-4, "classifier_dropout": 0.0, "components": 128,
-               "sampled": 13, "l2": 0.1, "svm_c": 1e-3},
-}
-# What the demo's model learns in a minute, from views as large and as long as those of its pre-training.
-SMALL = dict(warmup=20, batch=32, clip=0.75, mixup=0.0, area=(0.6, 1.0), colour=(32 / 255, 0.0, 0.0, 0.0), windows=2, crops=1,
-             workers=0, cache=1.0, save_every=100, eval_every=100, smoothing=0.1)
-DEMO_RECIPES = {
-    "video": {**RECIPES["video"], **SMALL, "steps": 300, "lr": 0.05},
-    "audio": {**RECIPES["audio"], **SMALL, "steps": 300, "lr": 0.05},
-    "image": {**RECIPES["image"], **SMALL, "epochs": None, "steps": 300, "lr": 0.05},
-    "linear": {**RECIPES["linear"], **SMALL, "steps": 2000, "batch": 64, "warmup": 0, "eval_every": 2000, "save_every": 1000},
-}
 # The demo's classes and how many labelled clips of each it trains on: few, as labels are, and the same for both arms.
 DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("+")), 2)}
 
@@ -133,6 +106,10 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
         return args
     if not args.data:
         p.error(f"--task {args.task} needs --data, a folder or csv of labelled files")
+    if args.steps is not None and args.epochs is not None:
+        p.error("--steps and --epochs both say how long: give one of them")
+    if args.modality and args.task != "linear":
+        p.error(f"--modality is of --task linear; --task {args.task} says it itself")
     if args.task == "linear" and not args.init:
         p.error("--task linear needs --init, the run whose backbone is frozen")
     with mendable():
@@ -196,10 +173,12 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
         config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         if args.epochs is not None:
             args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
+            if args.warmup in (RECIPES[args.task]["warmup"], SMALL["warmup"]):  # not chosen, and meant for more steps
+                args.warmup = min(args.warmup, args.steps // 10)
         if args.fps is None:  # Section A.2.1: of video a stride of 2 at 25 fps, of sound what it was
             args.fps = 12.5 if found.kind == "video" else config.fps
         if found.kind == "image":
-            args.frames = config.patch[0]
+            args.frames = args.patch[0]
         if processes.first:
             run.begin(loop.plain(args), loop.MAY_DIFFER)
             told = Problems(run.out / "problems.txt")
@@ -220,6 +199,8 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
         model = Classifier(config, kind, found.classes, found.multi, head, args.classifier_dropout, args.components or 128)
         model.precision = args.precision
         state = run.newest()
+        if state and run.read_config()["model"]["classes"] != list(found.classes):
+            raise ValueError(f"--out {args.out} was trained on other classes than --data {args.data} has: name another folder")
         if args.init and not args.scratch and not state:
             start_from(model, Path(args.init))
         loop.place(model, args, device)
@@ -250,6 +231,9 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
                        held_out=lambda step: {name: held_out(step)[name]})
         with loop.uncompiled(args):
             scores = held_out(args.steps)
+    if not scores["N"]:
+        fail(3, f"none of the {len(found.test)} files to test on could be read, first "
+                + printable(": ".join(scores["unreadable"][0])))
     if processes.first:
         run.add_results({args.task: scores})
         more = vatt.share(model, args.out)

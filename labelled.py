@@ -104,9 +104,13 @@ class Files:
         return media, texts
 
     def every(self, pattern: str) -> list[Path]:
-        """The text files whose whole name is of that pattern"""
+        """The text files whose whole name is of that pattern; ValueError for two of one name: all would count twice"""
         fits = re.compile(pattern, re.IGNORECASE).fullmatch
-        return [self.root / path for path in self.listing[1] if fits(path.rpartition("/")[2])]
+        found = {path.rpartition("/")[2]: path for path in self.listing[1] if fits(path.rpartition("/")[2])}
+        for path in self.listing[1]:
+            if (other := found.get(path.rpartition("/")[2], path)) != path:
+                raise ValueError(f"{self.root} holds two {Path(path).name} ({path}, {other}): keep one of them below it")
+        return [self.root / path for path in found.values()]
 
     def one(self, pattern: str, name: str, where: str) -> Path:
         """The only one of that pattern; ValueError that names it, and where to get it, if there are more or none"""

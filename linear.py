@@ -3,7 +3,9 @@
     z (N, V, d)   z_out of V views of each of N files      y (N, C)   their classes, ones among zeros
 """
 
+import contextlib
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +77,9 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
     """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views."""
     digest = hashlib.sha256(repr((dataset.recipe._replace(cache=0.0), model.precision)).encode())
     for item in dataset.items:
+        with contextlib.suppress(OSError):
+            status = os.stat(item.path)
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
         digest.update(repr(item).encode("utf-8", "surrogateescape"))
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode() + weight.cpu().numpy().tobytes())

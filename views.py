@@ -63,17 +63,22 @@ class Views(Dataset):
         y[[item.target] if isinstance(item.target, int) else list(item.target)] = 1
         return y
 
-    def pixels(self, media, start: float, box, size: tuple[int, int]) -> np.ndarray:
-        """Frames (T, h, w, 3) uint8 from `start` on, or an image (h, w, 3)"""
+    def pixels(self, media, start: float, end: float, box, size: tuple[int, int]) -> np.ndarray:
+        """Frames (T, h, w, 3) uint8 from `start` on, and again from there where `end` comes first; or an image (h, w, 3)"""
         r = self.recipe
-        clip = media.video(start, 1 if r.kind == "image" else r.frames, r.fps, box, size)
-        return clip[0] if r.kind == "image" else clip
+        if r.kind == "image":
+            return media.video(start, 1, r.fps, box, size)[0]
+        clip = media.video(start, max(1, min(r.frames, math.floor(min(end - start, 1e6) * r.fps + 1e-6))), r.fps, box, size)
+        return clip[np.arange(r.frames) % len(clip)]
 
-    def sound(self, media, start: float) -> np.ndarray:
-        """(S,) float32 from `start` on"""
+    def sound(self, media, start: float, end: float) -> np.ndarray:
+        """(S,) float32 from `start` on, zeros from `end` on: what comes then may be another file's part, with another label"""
+        r = self.recipe
         if not media.has_audio:
             raise decode.Unreadable(media.path, "no sound")
-        return media.audio(start, self.recipe.samples, self.recipe.rate)
+        wave = media.audio(start, r.samples, r.rate)
+        wave[round(min(end - start, 1e6) * r.rate):] = 0
+        return wave
 
 
 class Training(Views):
@@ -93,9 +98,10 @@ class Training(Views):
         with self.hands.hold(str(item.path)), self.reader.open(item.path) as media:
             start = data.random_start(rng, item, media.duration, r)
             if r.kind == "audio":
-                x = self.sound(media, start)
+                x = self.sound(media, start, item.end)
             else:
-                x = self.pixels(media, start, augment.random_box(rng, media.width, media.height, r.area), (r.size, r.size))
+                box = augment.random_box(rng, media.width, media.height, r.area)
+                x = self.pixels(media, start, item.end, box, (r.size, r.size))
         return dict(x=x, y=self.target(item), flip=bool(rng.random() < r.flip), colour=augment.colour_draws(rng, *r.colour),
                     key=int(rng.integers(2**62)), mix=np.float32(rng.beta(r.mixup, r.mixup) if r.mixup else 1.0),
                     path=str(item.path))
@@ -110,11 +116,11 @@ class Testing(Views):
             with self.hands.hold(str(item.path)), self.reader.open(item.path) as media:
                 at = windows(*data.starts(item, media.duration, r), 1 if r.kind == "image" else r.windows, r.fps)
                 if r.kind == "audio":
-                    x = [self.sound(media, start) for start in at]
+                    x = [self.sound(media, start, item.end) for start in at]
                 else:
                     h, w = shape(media.width, media.height, r.size)
                     x = [view for start in at
-                         for view in crops(self.pixels(media, start, (0, 0, 1, 1), (h, w)), r.size, r.crops)]
+                         for view in crops(self.pixels(media, start, item.end, (0, 0, 1, 1), (h, w)), r.size, r.crops)]
         except decode.Unreadable as e:
             return None, [(str(e.path), e.reason)]
         return dict(x=np.stack(x), y=self.target(item), path=str(item.path), number=i), []

@@ -71,6 +71,12 @@ def test_ucf101_lists_that_contradict_each_other_are_errors_with_file_and_line(t
         load(str(ucf101(tmp_path, **texts)), [])
 
 
+def test_a_second_copy_of_a_list_is_an_error_and_counts_nothing_twice(tmp_path):
+    root = hmdb51(tmp_path, **OFFICIAL, copy__climb_test_split1_txt=OFFICIAL["splits__climb_test_split1_txt"])
+    with pytest.raises(ValueError, match=r"holds two climb_test_split1\.txt"):
+        load(f"hmdb51={root}", [])
+
+
 # HMDB51
 
 def hmdb51(root, **texts):

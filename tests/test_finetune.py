@@ -342,3 +342,48 @@ def test_the_demos_labels_are_as_many_for_each_class_and_a_function_of_the_seed(
     for label in ("dots, fade", "plain, fade"):
         assert sum(row["split"] == "train" and row["label"] == label for row in taken) == 6
     assert all((tmp_path / row["path"]).parent.parent == tmp_path / "data" for row in taken)
+
+
+# what changes under a run
+
+
+def test_a_run_does_not_go_on_with_other_classes(labelled, init, tmp_path, capsys):
+    data = tmp_path / "labels.csv"
+    text = labelled.read_text().replace("\r\n", "\n").splitlines()
+    put = lambda change: data.write_text("\n".join([text[0], *(change(f"{labelled.parent}/{line}") for line in text[1:])]))
+    put(lambda line: line)
+    argv = ["--task", "video", "--data", str(data), "--init", str(init), "--out", str(tmp_path / "run"), *SHORT]
+    finetune.main(argv)
+    (tmp_path / "run" / "results.json").unlink()
+    config = (tmp_path / "run" / "config.json").read_bytes()
+    put(lambda line: line.replace(",c,", ",z,"))
+    assert "was trained on other classes" in refused(argv, capsys)
+    assert (tmp_path / "run" / "config.json").read_bytes() == config
+
+
+def test_a_warm_up_that_was_not_chosen_fits_into_the_epochs(labelled, init, tmp_path):
+    argv = ["--task", "video", "--data", str(labelled), "--init", str(init), "--batch", "4", "--cache", "0", "--windows", "1"]
+    finetune.main([*argv, "--epochs", "4", "--out", str(tmp_path / "run")])
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["steps"], settings["warmup"]) == (10, 1)
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--epochs", "3"], "give one of them"), (["--modality", "audio"], "--modality is of")])
+def test_flags_that_contradict_each_other_are_refused(labelled, init, tmp_path, capsys, flags, says):
+    argv = ["--task", "video", "--data", str(labelled), "--init", str(init), "--out", str(tmp_path / "run"), *SHORT, *flags]
+    assert says in refused(argv, capsys)
+
+
+def test_a_score_of_no_file_is_an_error(labelled, init, tmp_path, capsys):
+    text = [line.split(",") for line in labelled.read_text().split()]
+    for path, _, split in text[1:]:
+        if split == "val":
+            (tmp_path / path).touch()
+        else:
+            (tmp_path / path).symlink_to(labelled.parent / path)
+    (tmp_path / "labels.csv").write_text(labelled.read_text())
+    argv = ["--task", "video", "--data", str(tmp_path / "labels.csv"), "--init", str(init), "--out", str(tmp_path / "run")]
+    argv += SHORT
+    assert "none of the 7 files to test on could be read" in refused(argv, capsys, 3)
+    assert not (tmp_path / "run" / "results.json").exists()

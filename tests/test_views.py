@@ -107,3 +107,13 @@ def test_pixels_reach_minus_one_and_one_and_sound_stays():
     assert torch.equal(views.inputs(x, torch.tensor([True])), views.inputs(x).flip(2))
     sound = torch.rand(2, 100)
     assert views.inputs(sound) is sound
+
+
+def test_a_part_shorter_than_a_view_shows_and_sounds_nothing_of_what_comes_after_it(films):
+    part = [films[0]._replace(start=0.2, end=0.4)]  # two frames, 1600 amplitudes
+    seen = views.Testing(part, 3, RECIPE._replace(windows=1, crops=1))[0][0]["x"][0]
+    assert np.array_equal(seen[:2], seen[2:])
+    assert not np.array_equal(seen[0], seen[1])
+    heard = views.Testing(part, 3, RECIPE._replace(kind="audio", windows=1, crops=1))[0][0]["x"][0]
+    assert np.abs(heard[1000:1600]).max() > 0.1
+    assert not heard[1600:].any()
