@@ -191,14 +191,17 @@ def find(index: Index, number: int) -> tuple:
 
 def name(index: Index, number: int) -> str:
     """What a row is called in messages"""
-    path, _, _, inside = find(index, number)
+    try:
+        path, _, _, inside = find(index, number)
+    except Unreadable as e:
+        return e.path
     return inside or str(path)
 
 
 def starts(row: Row, duration: float, r: Recipe) -> tuple[float, float]:
     """The first and the last second at which a clip of this row may begin"""
     first, end = row.start, min(row.end, duration)
-    if first >= duration:
+    if not 0 <= first < duration:  # nor where a list says no number
         raise Unreadable(row.path, "start past the end")
     return first, max(first, end - r.frames / r.fps)
 

@@ -86,6 +86,13 @@ def write(folder: Path, root: Path, rows: Iterable[Row], packed: bool = False) -
 
 def point(folder: Path, at: Path) -> None:
     """Makes `folder` stand for the index in `at`, which is not copied, as long as that one stays what it is."""
+    try:
+        head = json.loads((at / "index.json").read_text())
+        beside = head["packed"] and head["root"] == os.pardir
+    except (OSError, ValueError, KeyError, TypeError):
+        beside = True                                       # `Index` says what is wrong with it
+    if not beside:
+        raise ValueError(f"{at} points to files elsewhere, not to the shards beside it: pack them anew (data.py pack)")
     index = Index(at)
     folder.mkdir(parents=True, exist_ok=True)
     head = {"format": FORMAT, "at": str(index.folder), "rows": index.rows, "crc": index.crc}

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -23,9 +24,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from sampling import Steps
 
-PIECE = 64    # clips
-PREFETCH = 2  # pieces that a worker makes ahead; DataLoader's own default
-PATH = 1024   # bytes of a path that are remembered
+PIECE = 64     # clips
+HELD_OUT = 32  # clips of a batch of those
+PREFETCH = 2   # pieces that a worker makes ahead; DataLoader's own default
+PATH = 1024    # bytes of a path that are remembered
 
 
 def train_batches(clips: Dataset, batch: int, rank: int, world: int, first: int, steps: int, workers: int,
@@ -39,20 +41,24 @@ def train_batches(clips: Dataset, batch: int, rank: int, world: int, first: int,
     clips.hands = Hands(workers)
     pieces = DataLoader(clips, batch_sampler=Steps(first, steps, slots, PIECE), num_workers=workers, collate_fn=collate,
                         pin_memory=device.type == "cuda", worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
-    yield from ahead(iter(pieces), math.ceil(len(slots) / PIECE), device)
+    with clips.hands.watched(timeout):
+        yield from ahead(iter(pieces), math.ceil(len(slots) / PIECE), device)
 
 
-def held_out_loader(clips: Dataset, batch: int, rank: int, world: int, workers: int, timeout: float = 0) -> DataLoader:
+def held_out_loader(clips: Dataset, batch: int, rank: int, world: int, workers: int,
+                    timeout: float = 0) -> Iterator[tuple[dict | None, list[tuple[str, str]]]]:
     """Batches on the CPU of every held-out clip once, over all processes; raises as `train_batches`"""
     clips.hands = Hands(workers)
-    return DataLoader(clips, batch_size=batch, sampler=range(rank, len(clips), world), num_workers=workers,
-                      collate_fn=collate, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
+    loader = DataLoader(clips, batch_size=batch, sampler=range(rank, len(clips), world), num_workers=workers,
+                        collate_fn=collate, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
+    with clips.hands.watched(timeout):
+        yield from loader
 
 
 def ahead(pieces: Iterator, n: int, device: torch.device) -> Iterator[tuple[dict, list[tuple[str, str]]]]:
     """Batches of n pieces each; on a GPU each is copied on a side stream while the one before it is computed."""
     if device.type != "cuda":
-        while parts := list(islice(pieces, n)):
+        while parts := [(own(clips) if n > 1 else clips, failed) for clips, failed in islice(pieces, n)]:
             yield join(parts)
         return
     side = torch.cuda.Stream(device)
@@ -70,6 +76,11 @@ def ahead(pieces: Iterator, n: int, device: torch.device) -> Iterator[tuple[dict
             tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused while this step needs it
         following = copied()
         yield batch, failed
+
+
+def own(clips: dict) -> dict:
+    """A copy in the process's own memory: that which is shared is free for the workers' next pieces"""
+    return {k: v.clone() if torch.is_tensor(v) else v for k, v in clips.items()}
 
 
 def join(parts: list[tuple[dict, list]]) -> tuple[dict, list]:
@@ -92,7 +103,7 @@ def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tu
 @atexit.register  # before multiprocessing's own handler, which sends SIGTERM to the workers, and waits for them
 def end_workers() -> None:
     """Kills the workers of a process that ends in the middle of its batches: SIGTERM is for the main process alone"""
-    children = multiprocessing.active_children()
+    children = [child for child in multiprocessing.active_children() if child.daemon]
     if children and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise what nobody can catch any more
     for child in children:
@@ -112,8 +123,8 @@ def to_device(batch: dict, device: torch.device) -> dict:
 
 
 def shared_memory(clip: int, clips: int, workers: int) -> int:
-    """Bytes that the pieces which wait may take: of a clip of so many bytes, of so many clips a step, of all workers"""
-    return (PREFETCH + 1) * workers * min(clips, PIECE) * clip
+    """Bytes that what waits may take: of a clip of so many bytes, of so many clips a step, of all workers of both loaders"""
+    return (PREFETCH + 1) * workers * (min(clips, PIECE) + HELD_OUT) * clip
 
 
 def short_of_memory(need: int, workers: int) -> str | None:
@@ -146,6 +157,28 @@ class Hands:
             if worker:
                 self.table[worker.id, 1] = 0
 
+    @contextlib.contextmanager
+    def watched(self, patience: float) -> Iterator[None]:
+        """Kills a worker that has had a file in hand for more than `patience` seconds (0: for ever).
+
+        DataLoader's own time-out does not do it: in the middle of a piece it waits for ever for a worker that is frozen.
+        """
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(min(1.0, patience / 2)):
+                for pid, since, _ in self.read():
+                    if since and time.monotonic() - since > 1 + patience:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+
+        if patience and len(self.table):
+            threading.Thread(target=look, daemon=True).start()
+        try:
+            yield
+        finally:
+            done.set()
+
     def read(self) -> list[tuple[int, float, str]]:
         """(process, since, path) of each worker"""
         return [(int(pid), since, bytes(path).rstrip(b"\0").decode("utf-8", "replace"))
@@ -167,9 +200,6 @@ def lost(error: RuntimeError, *loaded: Dataset) -> str | None:
         busy, what = [worker for worker in busy if worker[0] in pids], f"process {died[1]} of the loader{died[2].rstrip('. ')}"
     else:
         busy, what = busy[:1], f"a process of the loader took more than --timeout for a batch ({error})"
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for pid, *_ in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL) if pid else None
+    end_workers()
     files = [path for *_, path in busy]
     return f"{what}; it had in hand: {', '.join(files) or 'no file (is memory short? try fewer --workers)'}"

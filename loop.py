@@ -39,7 +39,7 @@ def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
     g.add_argument("--eval-every", type=int, metavar="STEPS", help=f"{scored} on the held-out clips")
     g.add_argument("--max-bad", type=float, default=0.05, metavar="SHARE", help="of unreadable files among the last thousand, "
                    "past which the run stops; 1: never")
-    g.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="that the workers may take for a batch; then "
+    g.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="that a worker may take for its clips; then "
                    "the run ends and names the file")
     g.add_argument("--dry-run", action="store_true", help="build everything, decode some clips, print what the run "
                    "would take, and leave")
@@ -240,5 +240,6 @@ def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Ite
             say(f"stopped at step {end}, saved in {run.out}; the same command goes on")
             processes.end()
             sys.exit(stop.code or 143)
+    batches.close()  # its workers have nothing left to do
     bar.close()
     stop.end()

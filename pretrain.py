@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     if short := processes.first and loading.short_of_memory(waiting, args.workers):
         print(short, file=sys.stderr, flush=True)
     batches = loading.train_batches(clips, args.batch, rank, world, first, args.steps, args.workers, device, args.timeout)
-    loader = lambda: loading.held_out_loader(held_out, 32, rank, world, args.workers, args.timeout)
+    loader = lambda: loading.held_out_loader(held_out, loading.HELD_OUT, rank, world, args.workers, args.timeout)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 

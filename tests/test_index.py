@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import Index, Row, complement, held_out, write
+from index import Index, Row, complement, held_out, point, write
 from subtitles import Cue
 
 ROWS = [
@@ -189,3 +189,11 @@ def test_the_complement_numbers_the_rows_that_are_not_held_out():
         left = [i for i in range(10) if i not in held]
         assert complement(np.arange(len(left)), held).tolist() == left
         assert [int(complement(k, held)) for k in range(len(left))] == left
+
+
+def test_a_strangers_index_does_not_point_to_files_elsewhere(tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    write(tmp_path / "packed" / "index", films, [Row("a.mp4", 0.0, 1.0, [])])
+    with pytest.raises(ValueError, match="points to files elsewhere"):
+        point(tmp_path / "mine", tmp_path / "packed" / "index")
