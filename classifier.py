@@ -21,6 +21,7 @@ PARTS = {
     "audio": {"W_ap", "e_audio", "e_frequency", "audio_transformer", "transformer", "dropout"},
 }
 PARTS["image"] = PARTS["video"]
+READS = {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}  # kinds of files
 
 
 class Classifier(nn.Module):

@@ -134,7 +134,7 @@ def classify_command(args, processes: Processes) -> None:
         data = source(args.data, part, args.out, processes)
         if not data.classes:
             raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
-        if data.kind not in {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}[model.kind]:
+        if data.kind not in classifier.READS[model.kind]:
             raise ValueError(f"{args.data} has files of kind {data.kind}, and {args.run} was trained on {model.kind}")
         if data.multi != model.multi:
             raise ValueError(f"{args.data} has {'several classes' if data.multi else 'one class'} a file, and {args.run} was "

@@ -28,7 +28,7 @@ import loop
 import losses
 import vatt
 import views
-from classifier import Classifier, pretrained, start_from
+from classifier import READS, Classifier, pretrained, start_from
 from recipes import DEMO_RECIPES, RECIPES, SMALL
 from sampling import generator, key
 from subtitles import Problems, printable
@@ -157,7 +157,7 @@ def listed(args: argparse.Namespace, processes: Processes) -> tuple[downstream.L
     if not found.train or not found.test:
         raise ValueError(f"--data {args.data}: found {len(found.train)} files to train on and {len(found.test)} to test on, of "
                          f"{found.listed[0]} and {found.listed[1]} listed: it needs both")
-    if found.kind not in {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}[kind]:
+    if found.kind not in READS[kind]:
         raise ValueError(f"--data {args.data} is {found.kind}, and --task {args.task} was to learn from {kind}: name other "
                          f"data, or another --task or --modality")
     return found._replace(kind=kind), [*problems, *found.missing]

@@ -144,7 +144,9 @@ class SGD(torch.optim.Optimizer):
         """One update of all parameters that have a gradient"""
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):
-                v = self.state[p].setdefault("v", torch.zeros_like(p))
+                if "v" not in self.state[p]:
+                    self.state[p]["v"] = torch.zeros_like(p)
+                v = self.state[p]["v"]
                 p.add_(v.mul_(group["momentum"]).sub_(p.grad, alpha=group["lr"]))
 
 

@@ -1,7 +1,9 @@
-"""Small runs as pretrain.py and finetune.py leave them, with random weights, for tests of what goes on from them."""
+"""Small runs as pretrain.py and finetune.py leave them, with random weights; and how tests read what scripts leave and say."""
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 
 import vatt
@@ -42,3 +44,18 @@ def finetuned(out: Path, kind: str, classes: list[str], multi: bool = False, hea
     run.describe({"windows": 2, "crops": 1, **settings}, model.describe())
     run.save(1, {"model": model.state_dict()})
     return out
+
+
+def rows(out: Path) -> list[dict]:
+    """metrics.jsonl but for what the clock decides"""
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in (out / "metrics.jsonl").open()]
+
+
+def refused(main, argv: list[str], capsys, code: int = 2) -> str:
+    """What is printed to somebody who starts the program wrongly: one line"""
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == code
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    return errors[0]

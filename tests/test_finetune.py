@@ -1,6 +1,7 @@
 """finetune.py as a user runs it, on a few tiny films: recipes, logs, kills, processes, broken files, wrong input."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import soundfile
 import torch
 from films import film, image
-from runs import pretrained
+from runs import pretrained, rows
 
 import classifier
 import downstream
@@ -54,23 +56,11 @@ def finished(labelled, init, tmp_path_factory):
     return out
 
 
-def rows(out):
-    """metrics.jsonl but for what the clock decides"""
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in (out / "metrics.jsonl").open()]
-
-
 def results(out, task):
     return json.loads((out / "results.json").read_text())[task]
 
 
-def refused(argv, capsys, code=2):
-    """What is printed to somebody who starts the program wrongly: one line"""
-    with pytest.raises(SystemExit) as end:
-        finetune.main(argv)
-    assert end.value.code == code
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(errors) == 1
-    return errors[0]
+refused = functools.partial(runs.refused, finetune.main)
 
 
 # recipes

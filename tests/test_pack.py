@@ -1,6 +1,7 @@
 """Packing (pack.py, shards.py): pictures, sound and words of the clips against their films, and the same bytes after a kill."""
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from films import film, folder
 
@@ -128,13 +130,7 @@ def test_broken_films_are_counted_by_reason_and_listed(packed, films, tmp_path, 
     assert "none of 1 films could be packed (not a media file: 1)" in refused(argv, capsys, 3)
 
 
-def refused(argv, capsys, code=2):
-    with pytest.raises(SystemExit) as end:
-        data.main(argv)
-    assert end.value.code == code
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(errors) == 1
-    return errors[0]
+refused = functools.partial(runs.refused, data.main)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

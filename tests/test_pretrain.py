@@ -1,6 +1,7 @@
 """The whole of pre-training, run as a user runs it, on a few tiny films: logs, kills, resumes, wrong input, exit codes."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -14,8 +15,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import runs
 import torch
 from films import TINY, film, folder
+from runs import rows
 
 import data
 import losses
@@ -52,19 +55,7 @@ def both(films):
     return ["--data", str(films), "--val", str(films)]
 
 
-def rows(out):
-    """metrics.jsonl but for what the clock decides"""
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in (out / "metrics.jsonl").open()]
-
-
-def refused(argv, capsys, code=2):
-    """What is printed to somebody who starts the program wrongly: one line"""
-    with pytest.raises(SystemExit) as end:
-        pretrain.main(argv)
-    assert end.value.code == code
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(errors) == 1
-    return errors[0]
+refused = functools.partial(runs.refused, pretrain.main)
 
 
 def test_a_run_folder_holds_settings_words_log_scores_and_checkpoints(finished):
