@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-import augment
-from cache import Reader
-from decode import Unreadable
-from index import Index, Row, complement
-from loading import Hands
-from sampling import Slots, generator
-from subtitles import nearest
+from engine.loading import Hands
+from engine.sampling import Slots, generator
+from media.cache import Reader
+from media.decode import Unreadable
+from media.subtitles import nearest
+from sources.index import Index, Row, complement
+from tools import augment
 
 TRIES = 100  # files that one slot may try before the data are given up
 
@@ -224,9 +224,8 @@ def captions(row: Row, start: float, r: Recipe, vocabulary) -> tuple[np.ndarray,
 
 def flags() -> argparse.ArgumentParser:
     """The command line of `python data.py pack`, `check` and `show`"""
-    import check
-    import pack
-    import show
+    from sources import check, pack
+    from tools import show
 
     p = argparse.ArgumentParser(description="Films, outside of training: pack them, check them, look at them.")
     commands = p.add_subparsers(required=True)

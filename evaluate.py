@@ -19,17 +19,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import augment
-import classifier
-import downstream
-import embed
-import figures
 import vatt
-import views
-from loading import to_device
-from metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
-from subtitles import printable
-from training import Processes, Run, fail, mendable, write_text
+from engine.loading import to_device
+from engine.training import Processes, Run, fail, mendable, write_text
+from media.subtitles import printable
+from sources import official
+from tools import augment, classifier, embed, figures, views
+from tools.metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
 DEMO = (Path("runs/demo"), Path("runs/demo-finetune"))
@@ -157,7 +153,7 @@ def classify_command(args, processes: Processes) -> None:
     print(f"{seen} a file, {'probabilities' if model.head == 'low-rank' else 'logits'} averaged; N = {scores['N']} "
           f"files, {len(model.classes)} classes; ties count against the model\n\n{class_table(scores)}")
     warn_unreadable(scores["unreadable"])
-    name = data.name + (f"-{part}" if downstream.parts(args.data) > 1 else "")
+    name = data.name + (f"-{part}" if official.parts(args.data) > 1 else "")
     ends = write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
     picture, drawn = args.out / f"{name}-confusion.png", ""
     if not model.multi:
@@ -203,11 +199,11 @@ def retrieve_command(args, processes: Processes) -> None:
     keep(args.out, f"retrieve_{data.name}", {**scores, "unreadable": len(failed)})
 
 
-def source(text: str, part: int, out: Path, processes: Processes) -> downstream.Labelled:
+def source(text: str, part: int, out: Path, processes: Processes) -> official.Labelled:
     """Loads a data set and says how much of its test is there; the list of what is not is written beside the run"""
     problems: list[str] = []
-    data = downstream.load(text, problems, part)
-    which = f" {part} of {downstream.parts(text)}" if downstream.parts(text) > 1 else ""
+    data = official.load(text, problems, part)
+    which = f" {part} of {official.parts(text)}" if official.parts(text) > 1 else ""
     processes.print(f"{data.name}{which}: {len(data.test)} of {data.listed[1]} test clips found")
     if processes.first:
         for line in problems[:10]:
@@ -223,7 +219,7 @@ def source(text: str, part: int, out: Path, processes: Processes) -> downstream.
     return data
 
 
-def renumbered(data: downstream.Labelled, classes: list[str], args) -> list[downstream.Item]:
+def renumbered(data: official.Labelled, classes: list[str], args) -> list[official.Item]:
     """Its test items with the numbers that the model's classes have; ValueError where the model lacks one"""
     number = {name: i for i, name in enumerate(classes)}
     if lacking := [name for name in data.classes if name not in number]:

@@ -18,21 +18,17 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-import demo
-import downstream
-import dry_run
 import evaluate
-import linear
-import loading
-import loop
 import losses
 import vatt
-import views
-from classifier import READS, Classifier, pretrained, start_from
-from recipes import DEMO_RECIPES, RECIPES, SMALL
-from sampling import generator, key
-from subtitles import Problems, printable
-from training import SGD, Processes, Run, fail, half_cosine, mendable
+from engine import loading, loop
+from engine.sampling import generator, key
+from engine.training import SGD, Processes, Run, fail, half_cosine, mendable
+from media.subtitles import Problems, printable
+from sources import demo, official
+from tools import dry_run, linear, views
+from tools.classifier import READS, Classifier, pretrained, start_from
+from tools.recipes import DEMO_RECIPES, RECIPES, SMALL
 
 # The demo's classes and how many labelled clips of each it trains on: few, as labels are, and the same for both arms.
 DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("+")), 2)}
@@ -44,7 +40,7 @@ def flags() -> argparse.ArgumentParser:
                                 description="Train VATT for a task with labels. Without flags: goes on from runs/demo.")
     g = p.add_argument_group("task")
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
-    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(downstream.KINDS)}, csv; "
+    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, csv; "
                    "found out where not given")
     g.add_argument("--split", "--fold", dest="part", type=fold, default=1, metavar="N", help="of the official ones, or all: "
                    "each, and the mean (default: 1)")
@@ -145,10 +141,10 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
 # --------------------------------------------------------------------------------------------------------------- one run
 
 
-def listed(args: argparse.Namespace, processes: Processes) -> tuple[downstream.Labelled, list[str]]:
+def listed(args: argparse.Namespace, processes: Processes) -> tuple[official.Labelled, list[str]]:
     """The labelled files, listed by the first process, and what is wrong with the list; ValueError where they will not do"""
     problems: list[str] = []
-    found = processes.collect(downstream.load(args.data, problems, args.part) if processes.first else None)[0]
+    found = processes.collect(official.load(args.data, problems, args.part) if processes.first else None)[0]
     if found.missing:
         problems.append(f"{len(found.missing)} of {sum(found.listed)} listed files are missing:")
     kind = found.kind if args.task == "linear" and not args.modality else args.modality or args.task
@@ -293,7 +289,7 @@ def summary(row: dict, name: str) -> str:
     return f"loss {'nan' if row['loss'] is None else round(row['loss'], 3)}" + held
 
 
-def table(scores: dict, found: downstream.Labelled) -> str:
+def table(scores: dict, found: official.Labelled) -> str:
     """Scores in percent beside chance"""
     percent = lambda names, of: ", ".join(f"{k} {of[k] if 'prime' in k or k[:1] == 'd' else 100 * of[k]:.1f}" for k in names)
     names = ["mAP", "AUC", "d'", "d' of AUC"] if found.multi else ["top-1", "top-5"]
@@ -319,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
         train(args, processes)
     else:
         with mendable():
-            parts = range(1, downstream.parts(args.data) + 1)
+            parts = range(1, official.parts(args.data) + 1)
         each = [train(argparse.Namespace(**{**vars(args), "part": n, "out": args.out / f"part-{n}"}), processes) for n in parts]
         if processes.first and all(each):
             name = "mAP" if "mAP" in each[0] else "top-1"

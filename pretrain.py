@@ -14,20 +14,16 @@ import numpy as np
 import torch
 
 import data
-import datasets
-import demo
-import dry_run
-import figures
-import index
-import loading
-import loop
 import losses
 import vatt
+from engine import loading, loop
+from engine.sampling import Slots
+from engine.step import Step
+from engine.training import Processes, Run, learning_rate, mendable
 from evaluate import TASKS, retrieval, table
-from sampling import Slots
-from step import Step
-from subtitles import printable
-from training import Processes, Run, learning_rate, mendable
+from media.subtitles import printable
+from sources import demo, index, layouts
+from tools import dry_run, figures
 
 # Sections 4.1, A.2.1 and A.2.4.
 # Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
@@ -115,14 +111,14 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
     for number, text in enumerate([*trained, *([held] if held else [])]):
         folder = run.out / "index" / str(number)
         if processes.first and not (folder / "index.json").is_file():
-            kind, root = datasets.parse_source(text)
-            roots = [datasets.parse_source(other)[1].resolve() for other in trained]
+            kind, root = layouts.parse_source(text)
+            roots = [layouts.parse_source(other)[1].resolve() for other in trained]
             if number == len(trained) and any(other in root.resolve().parents for other in roots):
                 raise ValueError(f"--val {held} lies inside --data and would be trained on: move it out")
             if number == len(trained) and any(root.resolve() in (other, *other.parents) for other in roots):
                 print(f"warning: --val {held} holds films that are trained on: its scores are no held-out scores",
                       file=sys.stderr, flush=True)
-            datasets.list_films(kind, root, folder, run.out / f"problems-{number}.txt")
+            layouts.list_films(kind, root, folder, run.out / f"problems-{number}.txt")
         folders.append(folder)
     processes.wait()
     indexes = [index.Index(folder) for folder in folders]

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import augment
-import decode
 import droptoken
 import tokenize
+from engine.training import Run, load_weights, write_whole
 from heads import Heads
-from training import Run, load_weights, write_whole
+from media import decode
+from tools import augment
 from transformer import SIZES, Size, Transformer, truncated_normal_
 
 importlib.reload(tokenize)  # ours, even where pytest, a debugger or a notebook has already imported Python's

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import vatt
-from classifier import Classifier
-from training import Run
+from engine.training import Run
+from tools.classifier import Classifier
 from transformer import Size
 
 SMALL = Size(1, 32, 64, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import augment
+from tools import augment
 
 RNG = np.random.default_rng
 

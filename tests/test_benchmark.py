@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-import audit
-import benchmark
-import speed
+from bench import __main__ as benchmark
+from bench import audit, speed
 from transformer import SIZES, Size, Transformer
 
 TINY = Size(layers=2, d=32, d_mlp=64, heads=4)

@@ -7,7 +7,7 @@ import pytest
 from films import film, folder
 
 import data
-import index
+from sources import index
 
 
 def run(argv, capsys):

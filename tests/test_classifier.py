@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 import vatt
-from classifier import Classifier, load, pretrained, start_from
-from training import Run
+from engine.training import Run
+from tools.classifier import Classifier, load, pretrained, start_from
 from transformer import Size
 
 SMALL = Size(2, 32, 64, 2)

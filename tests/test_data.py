@@ -16,19 +16,18 @@ import torch
 from films import film, folder
 
 import data
-import datasets
-import index
-import loading
 import vatt
-from decode import Unreadable
-from sampling import Slots
+from engine import loading
+from engine.sampling import Slots
+from media.decode import Unreadable
+from sources import index, layouts
 
 RECIPE = data.Recipe(frames=4, fps=10.0, size=16, rate=8000, samples=3200, words=6)
 WORDS = vatt.tokenize.Vocabulary.build(["film number0 number1 number2 number3 number4 number5 begins goes on"] * 2)
 
 
 def clips(root, where, recipe=RECIPE, seed=0, batch=4, held=False):
-    index.write(where, root, datasets.folder(root, []))
+    index.write(where, root, layouts.folder(root, []))
     rows = index.Index(where)
     source = data.Source(rows, index.held_out(rows) if held else np.zeros(0, int))
     return data.Clips([source], Slots([len(source)], [1.0], batch, seed), recipe, WORDS, seed)
@@ -92,7 +91,7 @@ def test_a_film_without_sound_is_marked_and_kept(plain):
 
 
 def test_the_captions_nearest_in_time_come_first_and_the_rest_are_missing(root):
-    row = index.Row("00.mp4", 0.0, float("inf"), datasets.subtitles.read(root / "00.csv", []))
+    row = index.Row("00.mp4", 0.0, float("inf"), layouts.subtitles.read(root / "00.csv", []))
     text, has = data.captions(row, 0.9, RECIPE, WORDS)
     assert has.tolist() == [True, True, False, False, False]
     assert text[0].tolist() == WORDS.encode("number0 goes on", 6)
@@ -106,7 +105,7 @@ def test_a_caption_without_a_known_word_counts_as_missing():
 
 
 def data_cue(text):
-    return datasets.subtitles.Cue(0.0, 1.0, text)
+    return layouts.subtitles.Cue(0.0, 1.0, text)
 
 
 def test_an_unreadable_film_is_replaced_by_a_deterministic_other_and_counted_by_reason(root, tmp_path):
@@ -169,7 +168,7 @@ def test_a_decoded_film_in_memory_gives_the_same_clip_at_every_reading(root, tmp
 
 
 def test_a_long_film_is_not_decoded_whole(root, tmp_path, plain, monkeypatch):
-    monkeypatch.setattr("cache.LONGEST", 1.0)
+    monkeypatch.setattr("media.cache.LONGEST", 1.0)
     kept = clips(root, tmp_path / "0", RECIPE._replace(cache=1.0))
     assert all(same(kept[0, k][0], plain[0, k][0]) for k in range(4))
     assert not kept.reader.kept

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import datasets
-from datasets import audioset, folder, howto100m, members, parse_source
-from index import Row
-from subtitles import Cue
+from media.subtitles import Cue
+from sources import layouts
+from sources.index import Row
+from sources.layouts import audioset, folder, howto100m, members, parse_source
 
 SRT = "1\n00:00:01,000 --> 00:00:02,000\n{}\n"
 ALL = (0.0, math.inf)
@@ -199,7 +199,7 @@ def test_a_broken_json_is_not_read_to_its_end(monkeypatch):
             return super().read(size)
 
     stream = Stream(b'{"a": nonsense' + b" " * 100_000)
-    monkeypatch.setattr("subtitles.MAX_BYTES", 1000)
+    monkeypatch.setattr("media.subtitles.MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="after byte 0"):
         next(members(SimpleNamespace(open=lambda mode: stream), size=10))
     assert 1000 < stream.taken < 5000
@@ -242,7 +242,7 @@ MANGLED = PLAIN.replace('"/m', '"""/m').replace('"\n', '""",,,,\n')
 def test_official_and_mangled_segment_lists_say_the_same(tmp_path, text):
     (tmp_path / "a_segments.csv").write_text(text, encoding="utf-8", newline="")
     problems = []
-    assert list(datasets.segments(tmp_path / "a_segments.csv", problems)) == SEGMENTS
+    assert list(layouts.segments(tmp_path / "a_segments.csv", problems)) == SEGMENTS
     assert problems == []
 
 
@@ -251,7 +251,7 @@ def test_a_bad_row_of_a_segment_list_is_told_with_its_line(tmp_path):
            "--PJHxphWEs,nan,40,/m/09x0r", "../../../ab,0,10,/m/09x0r", "x" * 200_000 + ",0,10,/m/09x0r"]
     (tmp_path / "a_segments.csv").write_text(OFFICIAL + "\n".join(bad))
     problems = []
-    assert len(list(datasets.segments(tmp_path / "a_segments.csv", problems))) == 5
+    assert len(list(layouts.segments(tmp_path / "a_segments.csv", problems))) == 5
     assert [line.split(":")[1] for line in problems] == [str(9 + i) for i in range(7)]
     assert max(map(len, problems)) < 1000
 
@@ -295,7 +295,7 @@ def test_audioset_without_a_list_is_refused_with_the_remedy(tmp_path):
 def test_the_kind_of_a_source_is_seen_in_its_folder_unless_it_is_said(tmp_path, names, found):
     plant(tmp_path, *names)
     assert parse_source(str(tmp_path)) == (found, tmp_path)
-    for name in datasets.KINDS:
+    for name in layouts.KINDS:
         assert parse_source(f"{name}={tmp_path}") == (name, tmp_path)
 
 

@@ -14,9 +14,9 @@ import av
 import numpy as np
 import pytest
 
-import container as containers
-import pictures
-from decode import Media, Unreadable
+from media import container as containers
+from media import pictures
+from media.decode import Media, Unreadable
 
 FPS = 25
 

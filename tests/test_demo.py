@@ -18,7 +18,9 @@ import av
 import numpy as np
 import pytest
 
-import demo
+from sources import demo
+
+HERE = Path(__file__).parent.parent
 
 EVERY = list(itertools.product(*demo.ATTRIBUTES.values()))
 
@@ -241,8 +243,9 @@ def test_a_complete_data_set_is_used_again_untouched(folder, monkeypatch):
 
 
 def test_a_write_that_was_killed_leaves_no_process_and_is_begun_again(folder, tmp_path):
-    code = f"import demo, pathlib; demo.write(pathlib.Path({str(tmp_path / 'data')!r}), train=400, val=4, workers=2)"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(demo.__file__).parent, stderr=subprocess.PIPE)
+    out = str(tmp_path / "data")
+    code = f"import pathlib; from sources import demo; demo.write(pathlib.Path({out!r}), train=400, val=4, workers=2)"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stderr=subprocess.PIPE)
     while child.poll() is None and not list(tmp_path.glob("data.partial/train/*.mp4")):
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
@@ -307,7 +310,7 @@ def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path):
 
 def test_the_script_ends_with_one_line_and_2_where_the_folder_is_taken(tmp_path):
     (tmp_path / "notes.txt").touch()
-    done = subprocess.run([sys.executable, "demo.py", tmp_path], cwd=Path(demo.__file__).parent, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "sources.demo", tmp_path], cwd=HERE, capture_output=True)
     assert done.returncode == 2
     assert done.stderr.decode().count("\n") == 1
 

@@ -14,12 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import augment
 import data
-import demo
-import index
-import loading
 import vatt
+from engine import loading
+from sources import demo, index
+from tools import augment
 
 HERE = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from downstream import KINDS, detect, load, parse, parts
+from sources.official import KINDS, detect, load, parse, parts
 
 
 def put(root, *media, **texts):

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-import dry_run
 import vatt
-from step import Step
-from training import Processes
+from engine.step import Step
+from engine.training import Processes
+from tools import dry_run
 from transformer import Size, Transformer
 
 SIZE = Size(2, 32, 64, 2)

@@ -9,9 +9,9 @@ import torch
 from films import film, folder
 from runs import pretrained
 
-import embed
 import evaluate
 import vatt
+from tools import embed
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,13 @@ import torch.nn.functional as F
 from films import film
 from runs import CONFIG, finetuned, pretrained
 
-import augment
-import classifier
-import downstream
-import embed
 import evaluate
 import vatt
-import views
-from decode import Media
-from metrics import classification_metrics, multilabel_metrics
-from training import Processes
+from engine.training import Processes
+from media.decode import Media
+from sources import official
+from tools import augment, classifier, embed, views
+from tools.metrics import classification_metrics, multilabel_metrics
 
 CLASSES = ["bright", "dim", "none"]
 
@@ -62,7 +59,7 @@ def literal(model, root):
 
 
 def loader(model, root, batch, processes):
-    data = downstream.load(str(root), [])
+    data = official.load(str(root), [])
     recipe = views.Recipe(model.kind, CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1)
     return views.loader(views.Testing(data.test, 3, recipe), batch, processes.rank, processes.world, 0)
 
@@ -151,7 +148,7 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
             each = model.heads.video(model.backbones.video(clips))[1]
             z.append(each.mean(0))
             firsts.append(each[0])
-    items = downstream.load(f"csv={tmp_path}/captions.csv", []).test[:7]
+    items = official.load(f"csv={tmp_path}/captions.csv", []).test[:7]
     vectors = embed.vectors(model, items, embed.recipe(c, "video", 3), "vt", 4, 0)
     torch.testing.assert_close(torch.cat([rows for rows, _ in vectors]), F.normalize(torch.stack(z), dim=1), atol=1e-5, rtol=0)
     assert (F.normalize(torch.stack(z), dim=1) - F.normalize(torch.stack(firsts), dim=1)).abs().max() > 1e-3

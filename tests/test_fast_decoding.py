@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_decode import B_FRAMES, FILMS, FPS, OPEN_GROUPS, film, numbered, numbers, sine, sound, yuv
 
-import decode
-from decode import Media, Unreadable
+from media import decode
+from media.decode import Media, Unreadable
 
 TEXTURE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 MOVING = [np.roll(TEXTURE, 3 * i, 1) // 2 + numbered(i)[0, 10].mean().astype(np.uint8) // 4 for i in range(64)]
@@ -140,7 +140,7 @@ def test_colours_are_those_of_arithmetic_in_floats(tmp_path, width, height, size
 
 
 def test_packets_without_end_are_refused(tmp_path, monkeypatch):
-    import container
+    from media import container
 
     path = film(tmp_path / "a.mkv", MOVING, muxer={"live": "1"})
     monkeypatch.setattr(container, "MAX_WORK", 60e4)

@@ -5,11 +5,11 @@ import torch
 from films import TINY, folder
 from torch import _dynamo
 
-import loading
 import pretrain
 import vatt
-from step import Step
-from training import Processes
+from engine import loading
+from engine.step import Step
+from engine.training import Processes
 from transformer import Size, Transformer
 
 SIZE = Size(1, 32, 64, 2)

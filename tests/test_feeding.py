@@ -1,14 +1,14 @@
-"""`benchmark.py data`: contenders give the same clip, ratios are what they say, what is missing is skipped with a word."""
+"""`bench data`: contenders give the same clip, ratios are what they say, what is missing is skipped with a word."""
 
 import json
 
 import numpy as np
 import pytest
 
-import benchmark
 import data
-import feeding
-from decode import Media
+from bench import __main__ as benchmark
+from bench import feeding
+from media.decode import Media
 
 RECIPE = data.Recipe(frames=8, fps=10.0, size=32, rate=16000, samples=12800)
 SMALL = {"64x48": (64, 48, {"g": "20"}), "64x48 without B-frames": (64, 48, {"g": "20", "bf": "0"})}

@@ -5,7 +5,7 @@ import sys
 import pytest
 from films import film
 
-import figures
+from tools import figures
 
 
 @pytest.fixture(params=["matplotlib", "no matplotlib"])

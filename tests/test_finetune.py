@@ -18,12 +18,11 @@ import torch
 from films import film, image
 from runs import pretrained, rows
 
-import classifier
-import downstream
 import evaluate
 import finetune
-import views
-from training import Processes
+from engine.training import Processes
+from sources import official
+from tools import classifier, views
 
 HERE = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -101,7 +100,7 @@ def test_a_run_folder_holds_settings_log_scores_the_best_and_the_last_checkpoint
 
 def test_a_loaded_run_scores_what_the_run_printed(finished, labelled):
     model, c = classifier.load(finished), classifier.load(finished).config
-    data = downstream.load(str(labelled), [])
+    data = official.load(str(labelled), [])
     tests = views.Testing(data.test, 3, views.Recipe("video", c.frames, c.fps, c.size, c.rate, 2, 2))
     scores = evaluate.classify(model, views.loader(tests, 4, 0, 1, 0), Processes())
     assert scores["top-1"] == results(finished, "video")["top-1"]
@@ -161,7 +160,7 @@ def test_two_processes_train_and_score_as_one_does(labelled, init, tmp_path):
 import sys
 sys.path.insert(0, {str(HERE)!r})
 import vatt, finetune
-from training import Processes
+from engine.training import Processes
 processes = Processes()
 for name, argv in {runs!r}.items():
     argv += ["--out", sys.argv[1] + name]

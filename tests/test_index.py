@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import Index, Row, complement, held_out, point, write
-from subtitles import Cue
+from media.subtitles import Cue
+from sources.index import Index, Row, complement, held_out, point, write
 
 ROWS = [
     Row("a.mp4", 0.0, math.inf, [Cue(0.0, 1.5, "stir"), Cue(2.0, 3.0, "der Löffel, 匙")]),
@@ -49,7 +49,7 @@ def test_an_index_without_any_caption_can_be_read(tmp_path):
 
 
 def test_texts_are_all_captions_but_those_of_the_rows_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("index.BLOCK", 2)
+    monkeypatch.setattr("sources.index.BLOCK", 2)
     rows = [Row(f"{i}.mp4", 0.0, math.inf, [Cue(0.0, 1.0, f"{i}{j}é") for j in range(i % 4)]) for i in range(11)]
     index = index_of(tmp_path, rows)
     for skip in ((), (0,), (10,), (3, 4, 9), (9, 3, 3), range(11)):
@@ -167,7 +167,7 @@ def test_the_share_counts_files_and_not_rows(tmp_path):
 def test_the_same_files_are_held_out_in_any_order_and_in_blocks_of_any_size(tmp_path, monkeypatch):
     paths = [f"{i % 700}.mp4" for i in range(1000)]
     expected = held_paths(tmp_path / "a", paths)
-    monkeypatch.setattr("index.BLOCK", 7)
+    monkeypatch.setattr("sources.index.BLOCK", 7)
     assert held_paths(tmp_path / "b", paths[::-1]) == expected
     assert held_paths(tmp_path / "c", sorted(paths)) == expected
     assert len(expected) == 14

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from downstream import load
-from labelled import Items, apart
+from sources.labelled import Items, apart
+from sources.official import load
 
 
 def put(root, *names, text=""):

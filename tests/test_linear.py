@@ -9,11 +9,10 @@ from films import film
 from test_classifier import CLASSES, CONFIG
 from torch.testing import assert_close
 
-import linear
-import views
-from classifier import Classifier
-from labelled import Items
-from training import Processes
+from engine.training import Processes
+from sources.labelled import Items
+from tools import linear, views
+from tools.classifier import Classifier
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,13 @@ import torch
 from films import film, folder
 
 import data
-import datasets
-import index
-import loading
-import pack
 import vatt
-from decode import Media
-from sampling import Slots
-from shards import checksum, damaged
-from subtitles import Cue, nearest
+from engine import loading
+from engine.sampling import Slots
+from media.decode import Media
+from media.subtitles import Cue, nearest
+from sources import index, layouts, pack
+from sources.shards import checksum, damaged
 
 HERE = Path(__file__).parent.parent
 SMALL = ["--rate", "8000", "--workers", "2"]
@@ -59,7 +57,7 @@ def content(out):
 
 
 def clips(where, kind, root, recipe=RECIPE):
-    datasets.list_films(kind, root, where, where.with_suffix(".problems"))
+    layouts.list_films(kind, root, where, where.with_suffix(".problems"))
     rows = index.Index(where)
     words = vatt.tokenize.Vocabulary.build(rows.texts())
     return data.Clips([data.Source(rows, np.zeros(0, int))], Slots([len(rows)], [1.0], 4, 0), recipe, words)
@@ -204,7 +202,7 @@ def test_a_disk_that_gives_back_something_else_is_noticed(films, tmp_path, monke
 
 def test_shards_may_be_moved_and_are_found_without_being_named(packed, tmp_path):
     shutil.copytree(packed, tmp_path / "elsewhere")
-    assert datasets.parse_source(str(tmp_path / "elsewhere")) == ("shards", tmp_path / "elsewhere")
+    assert layouts.parse_source(str(tmp_path / "elsewhere")) == ("shards", tmp_path / "elsewhere")
     rows = index.Index(tmp_path / "elsewhere" / "index")
     assert rows.path(0).parent == tmp_path / "elsewhere"
     assert not damaged(rows.path(0), [rows.place(0)])

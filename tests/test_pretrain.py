@@ -99,7 +99,7 @@ def test_a_row_of_the_log_that_a_kill_cut_short_before_any_checkpoint_does_not_b
 
 
 def test_a_second_sigterm_does_not_stop_the_saving_and_a_second_ctrl_c_does(tmp_path):
-    code = ("import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from training import Stop; Stop()\n"
+    code = ("import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from engine.training import Stop; Stop()\n"
             "for s in sys.argv[2:]: os.kill(os.getpid(), getattr(signal, s)); time.sleep(0.3)\nprint('saved')")
     run = lambda *signals: subprocess.run([sys.executable, "-c", code, str(HERE), *signals], check=False, capture_output=True)
     assert run("SIGTERM", "SIGTERM").stdout.strip() == b"saved"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sampling import Slots, Steps, generator, key, permute
+from engine.sampling import Slots, Steps, generator, key, permute
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000])

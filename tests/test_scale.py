@@ -2,8 +2,8 @@
 
 import numpy as np
 
-import index
-import scale
+from bench import scale
+from sources import index
 
 
 def test_the_made_up_index_is_what_an_index_is(tmp_path):

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-import subtitles
-from subtitles import Cue, merge_rolling, nearest, read
+from media import subtitles
+from media.subtitles import Cue, merge_rolling, nearest, read
 
 TWO = [Cue(1.0, 2.5, "Stir the dough."), Cue(62.25, 3604.0, "Then wait & see")]
 
@@ -113,8 +113,8 @@ def test_all_problems_are_told_with_their_lines_up_to_a_limit_for_a_file_and_for
     problems = []
     assert read(tmp_path / "a.csv", problems) == []
     assert [int(line.split("a.csv:")[1].split(":")[0]) for line in problems] == list(range(2, 52))
-    monkeypatch.setattr("subtitles.TOLD_PER_FILE", 20)
-    monkeypatch.setattr("subtitles.TOLD_IN_ALL", 1000)
+    monkeypatch.setattr("media.subtitles.TOLD_PER_FILE", 20)
+    monkeypatch.setattr("media.subtitles.TOLD_IN_ALL", 1000)
     problems = []
     assert read(tmp_path / "a.csv", problems) == []
     assert len(problems) == 21

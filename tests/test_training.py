@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import SGD, Run, Stop, half_cosine, learning_rate, load_weights, read_checkpoint, write_text
+from engine.training import SGD, Run, Stop, half_cosine, learning_rate, load_weights, read_checkpoint, write_text
 
 HERE = Path(__file__).parent.parent
 PAPER = dict(steps=500_000, lr=1e-4, lr_end=5e-5, warmup=10_000)
@@ -36,7 +36,7 @@ def test_the_learning_rate_never_rises_after_the_warm_up():
 
 
 def test_a_kill_while_saving_leaves_a_checkpoint_that_can_be_read(tmp_path):
-    code = ("import torch\nfrom pathlib import Path\nfrom training import Run\nrun = Run(Path('.'))\n"
+    code = ("import torch\nfrom pathlib import Path\nfrom engine.training import Run\nrun = Run(Path('.'))\n"
             "for step in range(100000):\n"
             "    run.save(step, {'model': {'w': torch.randn(300, 1000)}}); print(step, flush=True)\n")
     saved = -1
@@ -129,7 +129,7 @@ def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path):
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path):
-    code = ("from pathlib import Path\nfrom training import Run\nrun = Run(Path('run'))\n"
+    code = ("from pathlib import Path\nfrom engine.training import Run\nrun = Run(Path('run'))\n"
             "run.begin({}, set()); print('in', flush=True); input()")
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              text=True, env={**os.environ, "PYTHONPATH": str(HERE)})

@@ -7,8 +7,8 @@ import pytest
 import torch
 from films import film, image
 
-import views
-from labelled import Item
+from sources.labelled import Item
+from tools import views
 
 RECIPE = views.Recipe("video", frames=4, fps=10.0, size=16, rate=8000, windows=3, crops=3)
 

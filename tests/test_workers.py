@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from workers import Lost, each
+from engine.workers import Lost, each
 
 
 def task(what):

@@ -15,14 +15,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
-import subtitles
-from labelled import TEST, TRAIN, Files, Item, Labelled, columns, fields, folder, known, lines, stem, table  # noqa: F401
+from media import subtitles
+from sources import layouts
+from sources.labelled import TEST, TRAIN, Files, Item, Labelled, columns, fields, folder, known, lines, stem, table  # noqa: F401
 
 # value: the list by whose name a folder is recognised
 LISTS = {
     "ucf101": r"classInd\.txt", "hmdb51": r".+_test_split[123]\.txt|.*hmdb51.*\.csv", "mit": r"moments_categories\.txt",
-    "esc50": r"esc50\.csv", "audioset": datasets.SEGMENTS.pattern,
+    "esc50": r"esc50\.csv", "audioset": layouts.SEGMENTS.pattern,
     "youcook2": r"validation_youcook.*\.csv|youcookii_annotations.*\.json",
     "msrvtt": r"msrvtt_jsfusion_test\.csv|msrvtt_test\.csv",
     "kinetics": r"(kinetics.*[-_])?(train|val|validate)\.csv",
@@ -197,14 +197,14 @@ def clips(files: Files) -> Callable:
     """
     paths: dict[str, str] = {}
     for path in files.media:
-        if cut := datasets.CUT.fullmatch(stem(path)):
+        if cut := layouts.CUT.fullmatch(stem(path)):
             youtube, start = cut.groups()
             key = youtube if start is None else f"{youtube}_{float(start):.3f}"
             if key not in paths or "replacement" in path:
                 paths[key] = path
 
     def find(youtube: str, start: float, end: float, at: str):
-        if not datasets.YOUTUBE_ID.fullmatch(youtube):
+        if not layouts.YOUTUBE_ID.fullmatch(youtube):
             raise ValueError(f"{at}: {youtube!r} is no id of YouTube's: get the list again")
         if not 0 <= start < end <= subtitles.MAX_SECONDS:
             raise ValueError(f"{at}: {youtube} has no valid time: {start:g} to {end:g} s: get the list again")
@@ -248,7 +248,7 @@ def audioset(files: Files, part: int) -> Labelled:
     def rows(test):
         for path in lists:
             if path.name.lower().startswith("eval") == test:
-                for youtube, start, end, mids in datasets.segments(path, files.problems):
+                for youtube, start, end, mids in layouts.segments(path, files.problems):
                     targets = {known(number, mid, f"{path}: {youtube}", "class_labels_indices.csv") for mid in mids}
                     yield *find(youtube, start, end, str(path)), tuple(sorted(targets))
 

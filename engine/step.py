@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import augment
 import losses
-from sampling import key
-from training import Processes
+from engine.sampling import key
+from engine.training import Processes
+from tools import augment
 
 
 class Step:

@@ -8,9 +8,9 @@
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-import audit
 import vatt
-from step import Step
+from bench import audit
+from engine.step import Step
 
 
 def report(gradients: Step, batch: dict, clips: int, steps: int, world: int, waiting: int) -> str:

@@ -14,9 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-import loading
-from subtitles import printable
-from training import Processes, Run, Stop, fail, load_weights
+from engine import loading
+from engine.training import Processes, Run, Stop, fail, load_weights
+from media.subtitles import printable
 from transformer import Transformer
 
 # ------------------------------------------------------------------------------------------------------------------ flags

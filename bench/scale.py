@@ -1,4 +1,4 @@
-"""What a list of N clips costs a run: `python benchmark.py data --index N` writes one that is made up, and measures.
+"""What a list of N clips costs a run: `python -m bench data --index N` writes one that is made up, and measures.
 
 Which clip fills a slot is computed (`sampling.py`) and what it is called lies in mapped files (`index.py`), so that N costs a
 worker nothing but pages of the operating system's one copy of them.
@@ -14,8 +14,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 import data
-from index import FORMAT, PLACES, TYPES, Index, complement, held_out
-from sampling import Slots, Steps
+from engine.sampling import Slots, Steps
+from sources.index import FORMAT, PLACES, TYPES, Index, complement, held_out
 
 AT_ONCE = 1 << 20   # rows written together
 SHARD = 8000        # clips of a made-up shard

@@ -1,7 +1,7 @@
 """Cost and speed, side by side with what people would use instead.
 
-`python benchmark.py audit` counts the cost tables of the paper again (`audit.py`); `python benchmark.py model` times training
-steps and their memory on this device beside other libraries (`speed.py`); `python benchmark.py data` how fast films become
+`python -m bench audit` counts the cost tables of the paper again (`audit.py`); `python -m bench model` times training
+steps and their memory on this device beside other libraries (`speed.py`); `python -m bench data` how fast films become
 clips (`feeding.py`), or what an index of N clips costs (`scale.py`). Each prints a table, and with --json FILE writes the same
 as {"rows": [...], "device": ...}.
 """
@@ -17,13 +17,10 @@ from pathlib import Path
 
 import torch
 
-import audit
-import feeding
-import scale
-import speed
 import vatt
+from bench import audit, feeding, scale, speed
 from data import Recipe
-from training import Processes, fail, write_text
+from engine.training import Processes, fail, write_text
 
 TITLES = {
     "encoder": "encoder: forward and backward of the video Transformer, {tokens} tokens and AGG, batch {batch}",
@@ -97,14 +94,14 @@ def settings(p: argparse.ArgumentParser, args: argparse.Namespace, device: torch
 
 
 def run_audit(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """`python benchmark.py audit`"""
+    """`python -m bench audit`"""
     rows = audit.rows()
     print(audit.report(rows))
     write(args.json, rows, f"none: computed, torch {torch.__version__}")
 
 
 def run_model(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """`python benchmark.py model`"""
+    """`python -m bench model`"""
     processes = Processes()
     if processes.world > 1:
         p.error("one process measures one device: leave torchrun out")
@@ -125,7 +122,7 @@ def run_model(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def run_data(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """`python benchmark.py data`"""
+    """`python -m bench data`"""
     if args.rounds < 1 or args.workers < 1 or (args.index is not None and args.index < 1):
         p.error("--rounds, --workers and --index must be at least 1")
     if args.folder and not args.folder.is_dir():

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import augment
 import data
-import decode
-import loading
-from cache import Reader
-from sampling import Slots
+from engine import loading
+from engine.sampling import Slots
+from media import decode
+from media.cache import Reader
+from tools import augment
 
 
 class Recipe(NamedTuple):

@@ -1,4 +1,4 @@
-"""Pictures of a run, where matplotlib is installed: `python figures.py runs/demo`."""
+"""Pictures of a run, where matplotlib is installed: `python -m tools.figures runs/demo`."""
 
 import json
 import sys
@@ -84,7 +84,7 @@ def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, pat
     install"""
     if not (plt := pyplot()):
         return "pip install matplotlib draws these moments too"
-    from decode import Media
+    from media.decode import Media
 
     rows = []
     for film, start, end, text in moments:
@@ -107,5 +107,5 @@ def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, pat
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "metrics.jsonl").is_file():
-        sys.exit("usage: python figures.py RUN, a folder with metrics.jsonl such as runs/demo")
+        sys.exit("usage: python -m tools.figures RUN, a folder with metrics.jsonl such as runs/demo")
     print(sys.argv[1] + curves(Path(sys.argv[1])))

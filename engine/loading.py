@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from sampling import Steps
+from engine.sampling import Steps
 
 PIECE = 64     # clips
 HELD_OUT = 32  # clips of a batch of those

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import index
-import subtitles
-from index import Row
+from media import subtitles
+from sources import index
+from sources.index import Row
 
 VIDEOS = frozenset((
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m2v",

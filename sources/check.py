@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import datasets
 from data import Recipe, find, name, starts
-from decode import Media, Unreadable
-from index import Index
-from shards import checksum
-from subtitles import printable
-from training import fail, mendable
-from workers import Lost, each
+from engine.training import fail, mendable
+from engine.workers import Lost, each
+from media.decode import Media, Unreadable
+from media.subtitles import printable
+from sources import layouts
+from sources.index import Index
+from sources.shards import checksum
 
 SOUND = 60  # seconds of it decoded at a time
 
@@ -43,8 +43,8 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     reasons, live = collections.Counter(), sys.stderr.isatty()
     with mendable(), tempfile.TemporaryDirectory() as scratch:
         try:
-            kind, root = datasets.parse_source(args.path)
-            datasets.list_films(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
+            kind, root = layouts.parse_source(args.path)
+            layouts.list_films(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
             index = Index(Path(scratch) / "index")
             tasks = ((index.folder, i, args.whole) for i in range(len(index)))
             with (

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import torch
 
-import augment
 import data
-import datasets
-import index
-import loading
 import vatt
-from sampling import Slots
-from subtitles import printable
-from training import fail, mendable
+from engine import loading
+from engine.sampling import Slots
+from engine.training import fail, mendable
+from media.subtitles import printable
+from sources import index, layouts
+from tools import augment
 
 COLUMNS = 8             # pictures of a clip
 ENOUGH = 100_000        # captions that words are taken from
@@ -46,8 +45,8 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.clips < 1 or args.seed < 0:
         p.error("--clips must be at least 1, --seed at least 0")
     with mendable(), tempfile.TemporaryDirectory() as scratch:
-        kind, root = datasets.parse_source(args.path)
-        datasets.list_films(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
+        kind, root = layouts.parse_source(args.path)
+        layouts.list_films(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
         rows = index.Index(Path(scratch) / "index")
         recipe, words = of_run(args.run) if args.run else (data.Recipe(), None)
         words = words or vatt.tokenize.Vocabulary.build(itertools.islice(rows.texts(), ENOUGH))

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from index import SHARD, Place
+from sources.index import SHARD, Place
 
 BLOCK = 1 << 20
 

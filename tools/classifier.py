@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import vatt
+from engine.training import Run, load_weights
 from heads import LinearClassifier, LowRankClassifier
-from training import Run, load_weights
 
 PARTS = {
     "video": {"W_vp", "e_temporal", "e_vertical", "e_horizontal", "video_transformer", "transformer", "dropout"},

@@ -17,13 +17,13 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-import loop
 import losses
-import views
-from classifier import Classifier
-from sampling import Slots, generator
-from subtitles import printable
-from training import Processes, load_weights, write_whole
+from engine import loop
+from engine.sampling import Slots, generator
+from engine.training import Processes, load_weights, write_whole
+from media.subtitles import printable
+from tools import views
+from tools.classifier import Classifier
 
 
 def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:

@@ -1,4 +1,4 @@
-"""Training steps against the clock: `python benchmark.py model`. Each part gives rows, one a contender.
+"""Training steps against the clock: `python -m bench model`. Each part gives rows, one a contender.
 
     encoder     a training step (forward, backward) of the preset's video Transformer at N tokens; beside it the same encoder
                 from timm, Hugging Face transformers (VideoMAE, SDPA) and torch.nn: same sizes, tokens, precision, no dropout
@@ -26,10 +26,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-import audit
 import vatt
-from step import Step
-from training import Processes
+from bench import audit
+from engine.step import Step
+from engine.training import Processes
 from transformer import Size, Transformer
 
 NONE = Size(layers=0, d=8, d_mlp=8, heads=1)  # a tower that is not measured

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from decode import Media, Unreadable
+from media.decode import Media, Unreadable
 
 LONGEST = 30.0  # seconds; of a longer film it is cheaper to decode the clip alone
 

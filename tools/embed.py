@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import figures
-import loading
 import vatt
-import views
-from decode import Media, Unreadable
-from labelled import TYPES, Files, Item
-from subtitles import printable
-from training import Processes, write_whole
+from engine import loading
+from engine.training import Processes, write_whole
+from media.decode import Media, Unreadable
+from media.subtitles import printable
+from sources.labelled import TYPES, Files, Item
+from tools import figures, views
 
 SPACES = {"video": ("vt", "va"), "image": ("vt", "va"), "audio": ("va",), "text": ("vt",)}  # the first is taken unasked
 

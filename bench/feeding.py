@@ -1,4 +1,4 @@
-"""Films to clips, beside what people would use instead: `python benchmark.py data` (a clip is that of Section 4.1).
+"""Films to clips, beside what people would use instead: `python -m bench data` (a clip is that of Section 4.1).
 
 It is pictures of random times and a random part, uint8, and the sound of the same interval, one channel at 48 kHz. All
 contenders get the same films, written here, the same times and the same parts, one after the other in each round. What is
@@ -17,13 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import augment
 import data
-import datasets
-import loading
-from decode import Media
-from index import Index
-from sampling import Slots
+from engine import loading
+from engine.sampling import Slots
+from media.decode import Media
+from sources import layouts
+from sources.index import Index
+from tools import augment
 from vatt import tokenize
 
 SECONDS, FPS = 10, 30
@@ -286,7 +286,7 @@ def copies(path: Path, n: int) -> Path:
 def reader(kind: str, folder: Path, r: data.Recipe, batch: int) -> data.Clips:
     """The clips of training from a folder of films or of shards"""
     where = folder.parent / f"list of {folder.name}"
-    datasets.list_films(kind, folder, where, where.with_suffix(".problems"))
+    layouts.list_films(kind, folder, where, where.with_suffix(".problems"))
     rows = data.Source(Index(where), np.zeros(0, int))
     return data.Clips([rows], Slots([len(rows)], [1.0], batch, 0), r, tokenize.Vocabulary([]))
 

@@ -20,9 +20,9 @@ from functools import cached_property
 import av
 import numpy as np
 
-from container import EPS, Container, Unreadable, rate_of
-from pictures import Box, Painter, displayed
-from sounds import Mixer
+from media.container import EPS, Container, Unreadable, rate_of
+from media.pictures import Box, Painter, displayed
+from media.sounds import Mixer
 
 PREROLL = 0.3              # seconds of sound decoded ahead, until the decoder has swung in
 # Codecs whose pictures say whether others are made from them. (Those of HEVC say it only for pictures of their own layer.)

@@ -26,14 +26,13 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-import datasets
-import index
-from decode import Media, Unreadable
-from index import SHARD, Index, Place, Row
-from shards import Writer, damaged
-from subtitles import Cue, nearest, printable
-from training import Run, fail, mendable, write_text
-from workers import Lost, each
+from engine.training import Run, fail, mendable, write_text
+from engine.workers import Lost, each
+from media.decode import Media, Unreadable
+from media.subtitles import Cue, nearest, printable
+from sources import index, layouts
+from sources.index import SHARD, Index, Place, Row
+from sources.shards import Writer, damaged
 
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
 SOUND = 60              # seconds of it decoded at a time
@@ -95,7 +94,7 @@ def begin(args: argparse.Namespace, form: Form) -> None:
     begun = (out / "pack.json").is_file()
     if out.exists() and not begun and not (out.is_dir() and set(os.listdir(out)) <= {".lock", "partial", "problems.txt"}):
         raise ValueError(f"{out} is there and holds no shards: name another folder")
-    kind, root = datasets.parse_source(args.source)
+    kind, root = layouts.parse_source(args.source)
     if kind == "shards":
         raise ValueError(f"{root} is packed already")
     settings = {"source": str(root.absolute()), "kind": kind, **form._asdict(), "shard_size": args.shard_size}
@@ -109,7 +108,7 @@ def begin(args: argparse.Namespace, form: Form) -> None:
             raise ValueError(f"{out} was packed otherwise ({'; '.join(differ)}): repeat its flags, or name another folder")
     else:
         shutil.rmtree(partial, ignore_errors=True)  # of a start that did not come this far
-        datasets.list_films(kind, root, partial / "source", out / "problems.txt")
+        layouts.list_films(kind, root, partial / "source", out / "problems.txt")
         write_text(out / "pack.json", json.dumps({"settings": settings}, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The demo's data set: small videos in which what is seen, heard and said correspond. `python demo.py` writes it.
+"""The demo's data set: small videos in which what is seen, heard and said correspond. `python -m sources.demo` writes it.
 
 A clip is an event: a cloth of one colour and texture that fills the frame, shown in one rhythm at one place, which is
 seen through its holes and whenever it is not there. Texture is heard as the pitch of a tone, rhythm as its timbre and its

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subtitles import Cue
+from media.subtitles import Cue
 
 FORMAT = 2
 SHARD = "shard-{:06d}.tar"

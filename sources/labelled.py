@@ -20,13 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
-import subtitles
+from media import subtitles
+from sources import layouts
 
 SOUNDS = frozenset((".aac", ".ac3", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
                     ".w64", ".wav", ".wma"))
 IMAGES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
-TYPES = {suffix: kind for kind, suffixes in (("video", datasets.VIDEOS), ("audio", SOUNDS), ("image", IMAGES))
+TYPES = {suffix: kind for kind, suffixes in (("video", layouts.VIDEOS), ("audio", SOUNDS), ("image", IMAGES))
          for suffix in suffixes}
 TRAIN, TEST = ("train", "training"), ("val", "valid", "validate", "validation", "test", "testing", "eval")
 CAPTIONS = ("caption", "text", "sentence")              # of these columns, the first that is there
@@ -94,7 +94,7 @@ class Files:
     def listing(self) -> tuple[list[str], list[str]]:
         """(media, texts)"""
         media, texts = [], []
-        for inside, names in datasets.walk(self.root, self.problems):
+        for inside, names in layouts.walk(self.root, self.problems):
             for name in names:
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix in TYPES:
@@ -187,7 +187,7 @@ def folder(files: Files, part: int = 1) -> Labelled:
 def captioned(files: Files) -> Labelled:
     """Films and the cues of the subtitles beside them; ValueError where there are none"""
     rows = [(row.path, row.path, cue.start, cue.end, cue.text)
-            for row in datasets.folder(files.root, files.problems) for cue in row.cues]
+            for row in layouts.folder(files.root, files.problems) for cue in row.cues]
     if not rows:
         raise ValueError(f"{files.root} holds no labels: put the files of a class in a folder of its name (train/CLASS and "
                          f"val/CLASS, or CLASS alone), or write labels.csv or captions.csv (path,label or path,caption)")

@@ -1,0 +1,1 @@
+"""Speed and cost as tables: `python -m bench model | data | audit`."""

@@ -1,0 +1,1 @@
+"""One media file to frames, waveform and captions; imports nothing of ours."""

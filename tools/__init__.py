@@ -1,0 +1,1 @@
+"""What reads runs: vectors of files, search, pictures."""
