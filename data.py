@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from engine.loading import Hands
 from engine.sampling import Slots, generator
 from media.cache import Reader
+from media.captions import nearest
 from media.decode import Unreadable
-from media.subtitles import nearest
 from sources.index import Index, Row, complement
 from tools import augment
 

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 
 import vatt
+from engine.errors import printable
 from engine.loading import to_device
 from engine.training import Processes, Run, fail, mendable, write_text
-from media.subtitles import printable
 from sources import official
 from tools import augment, classifier, embed, figures, views
 from tools.metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics

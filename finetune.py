@@ -22,9 +22,9 @@ import evaluate
 import losses
 import vatt
 from engine import loading, loop
+from engine.errors import Problems, printable
 from engine.sampling import generator, key
 from engine.training import SGD, Processes, Run, fail, half_cosine, mendable
-from media.subtitles import Problems, printable
 from sources import demo, official
 from tools import dry_run, linear, views
 from tools.classifier import READS, Classifier, pretrained, start_from

@@ -17,11 +17,11 @@ import data
 import losses
 import vatt
 from engine import loading, loop
+from engine.errors import printable
 from engine.sampling import Slots
 from engine.step import Step
 from engine.training import Processes, Run, learning_rate, mendable
 from evaluate import TASKS, retrieval, table
-from media.subtitles import printable
 from sources import demo, index, layouts
 from tools import dry_run, figures
 

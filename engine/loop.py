@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 import data
 from engine import loading
+from engine.errors import printable
 from engine.training import Processes, Run, Stop, fail, load_weights
-from media.subtitles import printable
 from transformer import Transformer
 
 # ------------------------------------------------------------------------------------------------------------------ flags

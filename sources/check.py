@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data import Recipe, find, name, starts
+from engine.errors import printable
 from engine.training import fail, mendable
 from engine.workers import Lost, each
 from media.decode import Media, Unreadable
-from media.subtitles import printable
 from sources import layouts
 from sources.index import Index
 from sources.shards import checksum

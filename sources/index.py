@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from media.subtitles import Cue
+from media.captions import Caption
 
 FORMAT = 2
 SHARD = "shard-{:06d}.tar"
@@ -57,7 +57,7 @@ class Row(NamedTuple):
     path: str
     start: float
     end: float
-    cues: list[Cue]
+    cues: list[Caption]
     place: Place | None = None
 
 
@@ -179,7 +179,7 @@ class Index:
         start, end = self.data["spans"][2 * i : 2 * i + 2].tolist()
         first, last = self.data["cue_ends"][i : i + 2].tolist()
         times = self.data["times"][2 * first : 2 * last].tolist()
-        cues = map(Cue, times[::2], times[1::2], self.captions(first, last))
+        cues = map(Caption, times[::2], times[1::2], self.captions(first, last))
         return Row(self.name(i), start, end, list(cues), self.place(i))
 
     def name(self, i: int) -> str:

@@ -20,7 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from media import subtitles
+from engine import errors
+from media import captions
 from sources import layouts
 
 SOUNDS = frozenset((".aac", ".ac3", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
@@ -205,8 +206,8 @@ def table(path: Path, column: str, problems: list[str]) -> Labelled:
     rows: list[list[tuple]] = [[], []]
     there: dict[str, bool] = {}
     for at, row in read:
-        start = subtitles.seconds(row.get("start") or 0)
-        end = subtitles.seconds(row.get("end") or math.inf)
+        start = captions.seconds(row.get("start") or 0)
+        end = captions.seconds(row.get("end") or math.inf)
         side = row.get("split", "").lower()
         if not (0 <= start < end and row["path"] and row[label]):
             raise ValueError(f"{path}:{at}: {row['path']!r} from {start:g} to {end:g} s is {row[label]!r}: every row needs a "
@@ -257,7 +258,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(number, fields) of a csv, whether or not a blank follows its commas; ValueError where it cannot be read"""
-    csv.field_size_limit(subtitles.MAX_BYTES)
+    csv.field_size_limit(captions.MAX_BYTES)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader((line.replace("\0", "") for line in file), skipinitialspace=True)
         try:
@@ -282,7 +283,7 @@ def columns(path: Path, *names: str) -> Iterator[tuple[int, dict[str, str]]]:
 def known(numbers: dict[str, int], name: str, at: str, where: str) -> int:
     """The number of a class; ValueError where the list of classes does not have it"""
     if name not in numbers:
-        raise ValueError(f"{at}: {subtitles.printable(name)!r} is none of the {len(numbers)} classes of {where}: "
+        raise ValueError(f"{at}: {errors.printable(name)!r} is none of the {len(numbers)} classes of {where}: "
                          f"mend the label, or take lists of one version")
     return numbers[name]
 

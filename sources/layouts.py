@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from media import subtitles
+from engine import errors
+from media import captions
 from sources import index
 from sources.index import Row
 
@@ -79,7 +80,7 @@ def list_films(kind: str, root: Path, folder: Path, problems: Path) -> None:
     if kind == "shards":
         index.point(folder, root / "index")
         return
-    found = subtitles.Problems(problems)
+    found = errors.Problems(problems)
     index.write(folder, root, KINDS[kind](root, found))
     found.warn()
 
@@ -94,7 +95,7 @@ def folder(root: Path, problems: list[str]) -> Iterator[Row]:
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in VIDEOS:
-                cues = subtitles.read(Path(root, inside, texts[stem]), problems) if stem in texts else []
+                cues = captions.read(Path(root, inside, texts[stem]), problems) if stem in texts else []
                 yield Row(inside + name, 0.0, math.inf, cues)
 
 
@@ -111,7 +112,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
             with os.scandir(Path(root, inside)) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            subtitles.tell(problems, f"{Path(root, inside)}: cannot be read: {error.strerror}")
+            errors.tell(problems, f"{Path(root, inside)}: cannot be read: {error.strerror}")
             continue
         if (status.st_dev, status.st_ino) in seen:
             continue
@@ -131,9 +132,9 @@ def beside(names: list[str]) -> dict[str, str]:
     best = {}
     for name in names:
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in subtitles.SUFFIXES:
+        if suffix.lower() not in captions.SUFFIXES:
             continue
-        order = subtitles.SUFFIXES.index(suffix.lower())
+        order = captions.SUFFIXES.index(suffix.lower())
         offers = [(stem, (0, order, name))]
         film, _, language = stem.rpartition(".")
         if suffix.lower() in (".srt", ".vtt") and film and LANGUAGE.fullmatch(language):
@@ -173,10 +174,10 @@ def howto100m(root: Path, problems: list[str]) -> Iterator[Row]:
         elif path not in seen:
             seen.add(path)
             if file:
-                with subtitles.complaints(f"{file}:{key}", problems) as complain:
-                    cues = subtitles.sift(subtitles.entries(found), complain)
+                with captions.complaints(f"{file}:{key}", problems) as complain:
+                    cues = captions.sift(captions.entries(found), complain)
             else:
-                cues = subtitles.read(Path(root, found), problems)
+                cues = captions.read(Path(root, found), problems)
             yield Row(path, 0.0, math.inf, cues)
     silent = [path for path in videos.values() if path not in seen]
     for path in silent:
@@ -208,7 +209,7 @@ def members(file: Path, size: int = 1 << 20) -> Iterator[tuple[str, Any]]:
                 passed += len(text[:begin].encode("utf-8", "surrogateescape"))
                 text, begin = text[begin:], 0
                 more = stream.read(max(size, len(text)))
-                if not more or len(text) > subtitles.MAX_BYTES:
+                if not more or len(text) > captions.MAX_BYTES:
                     raise ValueError(f"{file} breaks off or is no JSON object after byte {passed}: get it again, or "
                                      "move it away to train without its captions") from None
                 text += utf8.decode(more)
@@ -260,16 +261,16 @@ def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, floa
     Copies of these lists have lost quotes, blanks or comments, so only what is sure is relied on: the first three
     fields are id and times, and labels are whatever looks like one behind them.
     """
-    with subtitles.complaints(file, problems) as complain, file.open(encoding="utf-8-sig", errors="replace") as lines:
+    with captions.complaints(file, problems) as complain, file.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             fields = [field.strip('" \t\n') for field in line.split(",", 3)]
             if not line.strip() or line.startswith("# ") or fields[0] == "YTID":
                 continue
-            start, end = (subtitles.seconds(field) for field in (*fields[1:3], "", "")[:2])
+            start, end = (captions.seconds(field) for field in (*fields[1:3], "", "")[:2])
             labels = LABEL.findall(fields[-1])
             if not YOUTUBE_ID.fullmatch(fields[0]):
                 complain(number, f"{fields[0][:40]!r} is no id of YouTube's")
-            elif not 0 <= start < end <= subtitles.MAX_SECONDS:
+            elif not 0 <= start < end <= captions.MAX_SECONDS:
                 complain(number, f"{fields[0]} has no valid time: {start:g} to {end:g} s")
             elif not labels:
                 complain(number, f"{fields[0]} has no label")
@@ -278,9 +279,9 @@ def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, floa
 
 
 def summarize(problems: list[str], count: int, what: str, first: str = "") -> None:
-    """One line for all of a kind, if there are any; past the most that `subtitles.tell` adds, too."""
+    """One line for all of a kind, if there are any; past the most that `errors.tell` adds, too."""
     if count:
-        problems.append(subtitles.printable(f"{what}, first: {first}"))
+        problems.append(errors.printable(f"{what}, first: {first}"))
 
 
 KINDS: dict[str, Callable[[Path, list[str]], Iterator[Row]] | None] = {

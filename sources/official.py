@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from media import subtitles
+from media import captions
 from sources import layouts
 from sources.labelled import TEST, TRAIN, Files, Item, Labelled, columns, fields, folder, known, lines, stem, table  # noqa: F401
 
@@ -163,7 +163,7 @@ def kinetics(files: Files, part: int) -> Labelled:
 
     def rows(side):
         for at, row in side:
-            times = (subtitles.seconds(row[name]) for name in ("time_start", "time_end"))
+            times = (captions.seconds(row[name]) for name in ("time_start", "time_end"))
             yield *find(row["youtube_id"], *times, at), known(number, row["label"], at, "train.csv")
 
     return files.labelled(classes, rows(sides[0]), rows(sides[1]), kind="video")
@@ -206,7 +206,7 @@ def clips(files: Files) -> Callable:
     def find(youtube: str, start: float, end: float, at: str):
         if not layouts.YOUTUBE_ID.fullmatch(youtube):
             raise ValueError(f"{at}: {youtube!r} is no id of YouTube's: get the list again")
-        if not 0 <= start < end <= subtitles.MAX_SECONDS:
+        if not 0 <= start < end <= captions.MAX_SECONDS:
             raise ValueError(f"{at}: {youtube} has no valid time: {start:g} to {end:g} s: get the list again")
         cut = paths.get(f"{youtube}_{start:.3f}") or paths.get(f"{youtube}_{1000 * start:.3f}")
         part = (0.0, math.inf) if cut else (start, end)
@@ -288,8 +288,8 @@ def youcook2(files: Files, part: int) -> Labelled:
         listed = list(columns(path, "video_id", "start", "end", "text"))    # by name: in this file, end comes before start
     films, rows = files.by(stem), []
     for at, row in listed:
-        start, end = subtitles.seconds(row["start"]), subtitles.seconds(row["end"])
-        if not 0 <= start < end <= subtitles.MAX_SECONDS:
+        start, end = captions.seconds(row["start"]), captions.seconds(row["end"])
+        if not 0 <= start < end <= captions.MAX_SECONDS:
             raise ValueError(f"{path}:{at}: {row['video_id']} has no valid time: {start:g} to {end:g} s: get the list again")
         rows.append((f"{row['video_id']} {start:g}-{end:g} s", films.get(row["video_id"]), start, end, row["text"]))
     return files.labelled([], [], rows, kind="video")

@@ -26,10 +26,11 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from engine.errors import printable
 from engine.training import Run, fail, mendable, write_text
 from engine.workers import Lost, each
+from media.captions import Caption, nearest
 from media.decode import Media, Unreadable
-from media.subtitles import Cue, nearest, printable
 from sources import index, layouts
 from sources.index import SHARD, Index, Place, Row
 from sources.shards import Writer, damaged
@@ -213,14 +214,14 @@ def rows(source: Index, journal: Path, form: Form) -> Iterator[Row]:
                 yield Row(row.path, 0.0, math.inf, cut(row.cues, begin, stop), place)
 
 
-def cut(cues: list[Cue], begin: float, end: float) -> list[Cue]:
+def cut(cues: list[Caption], begin: float, end: float) -> list[Caption]:
     """The captions of a piece, in its own time: those in it, and on either side as many as a clip in it may have nearest."""
     inside = [i for i, cue in enumerate(cues) if cue.end >= begin and cue.start <= end]
     before = [i for i, cue in enumerate(cues) if cue.end < begin]
     after = [i for i, cue in enumerate(cues) if cue.start > end]
     for side, edge in ((before, begin), (after, end)):
         inside += [side[k] for k in nearest([cues[i][:2] for i in side], edge, edge, NEIGHBOURS)]
-    return [Cue(round(cues[i].start - begin, 3), round(cues[i].end - begin, 3), cues[i].text) for i in sorted(inside)]
+    return [Caption(round(cues[i].start - begin, 3), round(cues[i].end - begin, 3), cues[i].text) for i in sorted(inside)]
 
 
 def listed(out: Path, source: Index, journal: Path) -> Path:

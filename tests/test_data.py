@@ -91,7 +91,7 @@ def test_a_film_without_sound_is_marked_and_kept(plain):
 
 
 def test_the_captions_nearest_in_time_come_first_and_the_rest_are_missing(root):
-    row = index.Row("00.mp4", 0.0, float("inf"), layouts.subtitles.read(root / "00.csv", []))
+    row = index.Row("00.mp4", 0.0, float("inf"), layouts.captions.read(root / "00.csv", []))
     text, has = data.captions(row, 0.9, RECIPE, WORDS)
     assert has.tolist() == [True, True, False, False, False]
     assert text[0].tolist() == WORDS.encode("number0 goes on", 6)
@@ -105,7 +105,7 @@ def test_a_caption_without_a_known_word_counts_as_missing():
 
 
 def data_cue(text):
-    return layouts.subtitles.Cue(0.0, 1.0, text)
+    return layouts.captions.Caption(0.0, 1.0, text)
 
 
 def test_an_unreadable_film_is_replaced_by_a_deterministic_other_and_counted_by_reason(root, tmp_path):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from media.subtitles import Cue
+from media.captions import Caption
 from sources import layouts
 from sources.index import Row
 from sources.layouts import audioset, folder, howto100m, members, parse_source
@@ -53,7 +53,7 @@ def test_the_subtitles_of_a_film_stand_beside_it(tmp_path, texts, said):
     for name in texts:
         (tmp_path / name).write_text(("" if "srt" in name.lower() else "WEBVTT\n\n") + SRT.format(name))
     rows, problems = rows_of(folder, tmp_path)
-    assert rows == [Row("f.mp4", *ALL, [Cue(1, 2, said)] if said else [])]
+    assert rows == [Row("f.mp4", *ALL, [Caption(1, 2, said)] if said else [])]
     assert problems == []
 
 
@@ -102,9 +102,9 @@ CAPTIONS = {
 
 def howto100m_folder(root):
     plant(root, "videos/-_id1.mp4", "id3.f137.webm", "videos/part/dotted.name.mkv", "silent.mp4", "videos/silent.webm")
-    return [Row("videos/-_id1.mp4", *ALL, [Cue(0.5, 1, "one"), Cue(4, 5, "two")]),
-            Row("videos/part/dotted.name.mkv", *ALL, [Cue(0, 1, "dots")]),
-            Row("id3.f137.webm", *ALL, [Cue(0, 1, "drei ü")]),
+    return [Row("videos/-_id1.mp4", *ALL, [Caption(0.5, 1, "one"), Caption(4, 5, "two")]),
+            Row("videos/part/dotted.name.mkv", *ALL, [Caption(0, 1, "dots")]),
+            Row("id3.f137.webm", *ALL, [Caption(0, 1, "drei ü")]),
             Row("silent.mp4", *ALL, [])]
 
 
@@ -125,7 +125,7 @@ def test_howto100m_prefers_caption_json(tmp_path):
     plant(tmp_path, "a.mp4")
     for name in ("caption", "raw_caption"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"a": {"start": [0], "end": [1], "text": [name]}}))
-    assert rows_of(howto100m, tmp_path)[0] == [Row("a.mp4", *ALL, [Cue(0, 1, "caption")])]
+    assert rows_of(howto100m, tmp_path)[0] == [Row("a.mp4", *ALL, [Caption(0, 1, "caption")])]
 
 
 def test_howto100m_captions_may_be_a_csv_a_film_anywhere(tmp_path):
@@ -146,7 +146,7 @@ def test_an_entry_of_another_form_is_a_problem_and_a_film_without_cues(tmp_path)
     plant(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "caption.json").write_text('{"a": 12, "b": {"start": [0], "end": [1], "text": ["b"]}}')
     rows, problems = rows_of(howto100m, tmp_path)
-    assert rows == [Row("a.mp4", *ALL, []), Row("b.mp4", *ALL, [Cue(0, 1, "b")])]
+    assert rows == [Row("a.mp4", *ALL, []), Row("b.mp4", *ALL, [Caption(0, 1, "b")])]
     assert len(problems) == 1
     assert "caption.json:a:1:" in problems[0]
 
@@ -163,7 +163,7 @@ def test_a_json_of_any_length_is_read_entry_by_entry_through_a_buffer_of_any_siz
 def test_a_wrong_byte_in_a_json_costs_that_letter_alone(tmp_path):
     plant(tmp_path, "id3.mp4")
     (tmp_path / "caption.json").write_bytes(json.dumps(CAPTIONS, ensure_ascii=False).encode("latin-1"))
-    assert rows_of(howto100m, tmp_path)[0] == [Row("id3.mp4", *ALL, [Cue(0, 1, "drei ?")])]
+    assert rows_of(howto100m, tmp_path)[0] == [Row("id3.mp4", *ALL, [Caption(0, 1, "drei ?")])]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
@@ -199,7 +199,7 @@ def test_a_broken_json_is_not_read_to_its_end(monkeypatch):
             return super().read(size)
 
     stream = Stream(b'{"a": nonsense' + b" " * 100_000)
-    monkeypatch.setattr("media.subtitles.MAX_BYTES", 1000)
+    monkeypatch.setattr("media.captions.MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="after byte 0"):
         next(members(SimpleNamespace(open=lambda mode: stream), size=10))
     assert 1000 < stream.taken < 5000
@@ -208,7 +208,7 @@ def test_a_broken_json_is_not_read_to_its_end(monkeypatch):
 def test_an_id_that_comes_twice_in_a_json_is_one_film(tmp_path):
     plant(tmp_path, "a.mp4")
     (tmp_path / "caption.json").write_text('{"a": {"start": [0], "end": [1], "text": ["first"]}, "a": []}')
-    assert rows_of(howto100m, tmp_path)[0] == [Row("a.mp4", *ALL, [Cue(0, 1, "first")])]
+    assert rows_of(howto100m, tmp_path)[0] == [Row("a.mp4", *ALL, [Caption(0, 1, "first")])]
 
 
 def test_an_empty_object_has_no_members(tmp_path):

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from media.subtitles import Cue
+from media.captions import Caption
 from sources.index import Index, Row, complement, held_out, point, write
 
 ROWS = [
-    Row("a.mp4", 0.0, math.inf, [Cue(0.0, 1.5, "stir"), Cue(2.0, 3.0, "der Löffel, 匙")]),
+    Row("a.mp4", 0.0, math.inf, [Caption(0.0, 1.5, "stir"), Caption(2.0, 3.0, "der Löffel, 匙")]),
     Row("b/-x [1].webm", 30.0, 40.0, []),
-    Row("b/ü c.mkv", 0.0, math.inf, [Cue(7.25, 7.25, "end")]),
-    Row("b/-x [1].webm", 50.0, 60.5, [Cue(1.0, 2.0, "")]),
+    Row("b/ü c.mkv", 0.0, math.inf, [Caption(7.25, 7.25, "end")]),
+    Row("b/-x [1].webm", 50.0, 60.5, [Caption(1.0, 2.0, "")]),
 ]
 
 
@@ -50,7 +50,7 @@ def test_an_index_without_any_caption_can_be_read(tmp_path):
 
 def test_texts_are_all_captions_but_those_of_the_rows_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr("sources.index.BLOCK", 2)
-    rows = [Row(f"{i}.mp4", 0.0, math.inf, [Cue(0.0, 1.0, f"{i}{j}é") for j in range(i % 4)]) for i in range(11)]
+    rows = [Row(f"{i}.mp4", 0.0, math.inf, [Caption(0.0, 1.0, f"{i}{j}é") for j in range(i % 4)]) for i in range(11)]
     index = index_of(tmp_path, rows)
     for skip in ((), (0,), (10,), (3, 4, 9), (9, 3, 3), range(11)):
         expected = [cue.text for i, row in enumerate(rows) if i not in skip for cue in row.cues]
@@ -59,12 +59,12 @@ def test_texts_are_all_captions_but_those_of_the_rows_skipped(tmp_path, monkeypa
 
 
 def test_names_and_texts_that_are_no_unicode_survive_or_are_replaced(tmp_path):
-    index = index_of(tmp_path, [Row("caf\udce9.mp4", 0.0, 1.0, [Cue(0.0, 1.0, "a\ud800b")])])
-    assert index[0] == Row("caf\udce9.mp4", 0.0, 1.0, [Cue(0.0, 1.0, "a?b")])
+    index = index_of(tmp_path, [Row("caf\udce9.mp4", 0.0, 1.0, [Caption(0.0, 1.0, "a\ud800b")])])
+    assert index[0] == Row("caf\udce9.mp4", 0.0, 1.0, [Caption(0.0, 1.0, "a?b")])
 
 
 def test_a_pickled_index_is_its_folder_alone(tmp_path):
-    rows = [Row(f"{i}.mp4", 0.0, math.inf, [Cue(0.0, 1.0, "words " * 20)]) for i in range(1000)]
+    rows = [Row(f"{i}.mp4", 0.0, math.inf, [Caption(0.0, 1.0, "words " * 20)]) for i in range(1000)]
     index = index_of(tmp_path, rows)
     pickled = pickle.dumps(index)
     assert len(pickled) < 1000
@@ -72,7 +72,7 @@ def test_a_pickled_index_is_its_folder_alone(tmp_path):
 
 
 def test_reading_every_row_leaves_nothing_in_memory(tmp_path):
-    rows = (Row(f"{i}.mp4", 0.0, math.inf, [Cue(0.0, 1.0, "word " * 40)] * 5) for i in range(2000))
+    rows = (Row(f"{i}.mp4", 0.0, math.inf, [Caption(0.0, 1.0, "word " * 40)] * 5) for i in range(2000))
     write(tmp_path / "index", Path("/films"), rows)
     index = Index(tmp_path / "index")
     index[0], index.path(0)

@@ -25,8 +25,8 @@ import data
 import vatt
 from engine import loading
 from engine.sampling import Slots
+from media.captions import Caption, nearest
 from media.decode import Media
-from media.subtitles import Cue, nearest
 from sources import index, layouts, pack
 from sources.shards import checksum, damaged
 
@@ -258,7 +258,7 @@ def test_the_part_of_a_film_that_a_list_names_is_cut_out(tmp_path):
 def test_a_clip_in_a_piece_has_the_captions_that_it_has_in_the_whole_film():
     rng = np.random.default_rng(0)
     starts = np.sort(rng.uniform(0, 300, 200))
-    cues = [Cue(s, s + rng.uniform(0, 8), f"{i}") for i, s in enumerate(starts)]
+    cues = [Caption(s, s + rng.uniform(0, 8), f"{i}") for i, s in enumerate(starts)]
     for begin in (0.0, 10.0, 150.0, 290.0):
         piece = pack.cut(cues, begin, begin + 10)
         assert len(piece) < 60

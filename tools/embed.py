@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 import vatt
 from engine import loading
+from engine.errors import printable
 from engine.training import Processes, write_whole
 from media.decode import Media, Unreadable
-from media.subtitles import printable
 from sources.labelled import TYPES, Files, Item
 from tools import figures, views
 

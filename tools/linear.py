@@ -19,9 +19,9 @@ from tqdm import tqdm
 import data
 import losses
 from engine import loop
+from engine.errors import printable
 from engine.sampling import Slots, generator
 from engine.training import Processes, load_weights, write_whole
-from media.subtitles import printable
 from tools import views
 from tools.classifier import Classifier
 

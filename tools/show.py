@@ -11,9 +11,9 @@ import torch
 import data
 import vatt
 from engine import loading
+from engine.errors import printable
 from engine.sampling import Slots
 from engine.training import fail, mendable
-from media.subtitles import printable
 from sources import index, layouts
 from tools import augment
 

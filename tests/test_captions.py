@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from media import subtitles
-from media.subtitles import Cue, merge_rolling, nearest, read
+from media import captions
+from media.captions import Caption, merge_rolling, nearest, read
 
-TWO = [Cue(1.0, 2.5, "Stir the dough."), Cue(62.25, 3604.0, "Then wait & see")]
+TWO = [Caption(1.0, 2.5, "Stir the dough."), Caption(62.25, 3604.0, "Then wait & see")]
 
 SRT = "1\n00:00:01,000 --> 00:00:02,500\nStir the\ndough.\n\n2\n00:01:02,250 --> 01:00:04,000\nThen wait & see\n"
 VTT = """WEBVTT - a title
@@ -72,14 +72,14 @@ def test_what_is_not_utf8_is_replaced_and_told(tmp_path):
 
 def test_text_can_always_be_encoded_and_printed(tmp_path):
     cues, _ = cues_of(tmp_path, "a.json", r'[{"start": 0, "end": 1, "text": "a\ud800b\u0000c\u001b[31m\nd&nbsp;e"}]')
-    assert cues == [Cue(0, 1, "a?b c [31m d e")]
+    assert cues == [Caption(0, 1, "a?b c [31m d e")]
     cues[0].text.encode()
     cues, _ = cues_of(tmp_path, "b.srt", SRT.replace("dough", "d\0ough"))
     assert cues[0].text == "Stir the dough."
 
 
 def test_a_less_than_sign_in_speech_is_no_tag():
-    assert subtitles.clean("a < b and c > d, <b>3 &lt;i&gt;</b> <ok> 2<br>3") == "a < b and c > d, 3 <i> <ok> 2 3"
+    assert captions.clean("a < b and c > d, <b>3 &lt;i&gt;</b> <ok> 2<br>3") == "a < b and c > d, 3 <i> <ok> 2 3"
 
 
 def test_cues_without_a_valid_time_or_text_are_dropped_one_line_each(tmp_path):
@@ -87,7 +87,7 @@ def test_cues_without_a_valid_time_or_text_are_dropped_one_line_each(tmp_path):
             [0, 1, None], [0, 1, 7], [0, 1, " <i></i>"], [0, 1], [[], {}, "a"], [1, 1, "an instant"]]
     entries = [dict(zip(("start", "end", "text"), row, strict=False)) for row in rows]
     cues, problems = cues_of(tmp_path, "a.json", json.dumps(entries))
-    assert cues == [Cue(1, 1, "an instant")]
+    assert cues == [Caption(1, 1, "an instant")]
     assert [line.removeprefix(f"{tmp_path / 'a.json'}:").partition(":")[0] for line in problems] == [
         str(i) for i in range(1, 12)]
     cues, problems = cues_of(tmp_path, "a.srt", SRT.replace("00:00:02,500", "00:00:00,500").replace("01:02", "x"))
@@ -113,8 +113,8 @@ def test_all_problems_are_told_with_their_lines_up_to_a_limit_for_a_file_and_for
     problems = []
     assert read(tmp_path / "a.csv", problems) == []
     assert [int(line.split("a.csv:")[1].split(":")[0]) for line in problems] == list(range(2, 52))
-    monkeypatch.setattr("media.subtitles.TOLD_PER_FILE", 20)
-    monkeypatch.setattr("media.subtitles.TOLD_IN_ALL", 1000)
+    monkeypatch.setattr("media.captions.TOLD_PER_FILE", 20)
+    monkeypatch.setattr("engine.errors.MAX_PROBLEMS", 1000)
     problems = []
     assert read(tmp_path / "a.csv", problems) == []
     assert len(problems) == 21
@@ -127,7 +127,7 @@ def test_all_problems_are_told_with_their_lines_up_to_a_limit_for_a_file_and_for
 def test_long_text_is_cut_and_long_csv_fields_do_not_raise(tmp_path):
     cues, problems = cues_of(tmp_path, "a.csv", f'start,end,text\n0,1,"{"word " * 60_000}"\n2,3,after\n')
     assert [cue.text[:5] for cue in cues] == ["word ", "after"]
-    assert len(cues[0].text) <= subtitles.MAX_CHARACTERS
+    assert len(cues[0].text) <= captions.MAX_CHARACTERS
     assert len(problems) == 1
     assert "300000 characters" in problems[0]
 
@@ -156,7 +156,7 @@ def test_a_missing_file_a_folder_a_pipe_and_a_name_with_a_nul_are_problems(tmp_p
 
 
 def test_a_file_over_the_limit_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(subtitles, "MAX_BYTES", len(SRT) - 1)
+    monkeypatch.setattr(captions, "MAX_BYTES", len(SRT) - 1)
     cues, problems = cues_of(tmp_path, "a.srt", SRT)
     assert cues == []
     assert len(problems) == 1
@@ -173,7 +173,7 @@ def test_an_empty_file_with_only_a_header_has_no_cues_and_no_problem(tmp_path):
 
 def texts(*said, length=2.0):
     """Cues that follow on each other, `length` seconds each -> the texts that are left."""
-    cues = [Cue(i * length, (i + 1) * length, text) for i, text in enumerate(said)]
+    cues = [Caption(i * length, (i + 1) * length, text) for i, text in enumerate(said)]
     return [cue.text for cue in merge_rolling(cues)]
 
 
@@ -216,8 +216,8 @@ bread and bread and
 cake
 """)
     assert problems == []
-    assert cues == [Cue(0, 2.44, "hello everyone today"), Cue(2.44, 5.01, "we bake"),
-                    Cue(5.01, 7.01, "bread and bread and"), Cue(7.01, 9.01, "[Music]"), Cue(9.01, 12, "cake")]
+    assert cues == [Caption(0, 2.44, "hello everyone today"), Caption(2.44, 5.01, "we bake"),
+                    Caption(5.01, 7.01, "bread and bread and"), Caption(7.01, 9.01, "[Music]"), Caption(9.01, 12, "cake")]
 
 
 def test_a_caption_that_grows_word_by_word_says_each_word_once():
@@ -236,13 +236,13 @@ def test_a_long_repeat_is_cut_in_a_file_that_does_not_roll_and_a_short_one_is_no
 
 
 def test_a_repeat_after_a_pause_is_speech():
-    cues = [Cue(0, 2, "stir the soup well"), Cue(2.5, 4, "stir the soup well"), Cue(3, 5, "the soup well done")]
-    assert merge_rolling(cues) == [*cues[:2], Cue(3, 5, "done")]
+    cues = [Caption(0, 2, "stir the soup well"), Caption(2.5, 4, "stir the soup well"), Caption(3, 5, "the soup well done")]
+    assert merge_rolling(cues) == [*cues[:2], Caption(3, 5, "done")]
 
 
 def test_a_repeat_extends_the_last_cue_and_never_shortens_it():
-    cues = [Cue(0, 5, "stir the soup"), Cue(1, 2, "stir the soup")]
-    assert merge_rolling(cues) == [Cue(0, 5, "stir the soup")]
+    cues = [Caption(0, 5, "stir the soup"), Caption(1, 2, "stir the soup")]
+    assert merge_rolling(cues) == [Caption(0, 5, "stir the soup")]
     assert merge_rolling([]) == []
 
 

@@ -17,18 +17,18 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.errors import tell
+
 MAX_BYTES = 64 << 20        # of a file; a film's words are some 100 kB
 MAX_CHARACTERS = 4096       # of a cue
 MAX_SECONDS = 1e6           # eleven days; float32 still tells 0.06 s apart there
 TOLD_PER_FILE = 10_000
-TOLD_IN_ALL = 1_000_000     # a hundred million files may each have something to tell
 
 SUFFIXES = (".srt", ".vtt", ".csv", ".json")
 ARROW = re.compile(r"\s*(-?[0-9:.,]+)\s*-->\s*(-?[0-9:.,]+)(?:\s|$)")
@@ -39,7 +39,7 @@ TAG = re.compile(r"</?(?:b|c|i|u|s|v|rt|ruby|lang|font|span)(?:[\s.][^<>]*)?>|<[
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-class Cue(NamedTuple):
+class Caption(NamedTuple):
     """What is said from `start` to `end`, in seconds."""
 
     start: float
@@ -47,7 +47,7 @@ class Cue(NamedTuple):
     text: str
 
 
-def read(path: Path, problems: list[str]) -> list[Cue]:
+def read(path: Path, problems: list[str]) -> list[Caption]:
     """The cues of a subtitle file, sorted by start, rolling ones merged; none for a file that cannot be read."""
     path = Path(path)
     parse = {".srt": blocks, ".vtt": blocks, ".csv": table, ".json": objects}.get(path.suffix.lower())
@@ -75,7 +75,7 @@ def read(path: Path, problems: list[str]) -> list[Cue]:
         return sift(parse(text), complain)
 
 
-def sift(rows: Iterable[tuple[int, Any, Any, Any]], complain: Callable[[int, str], None]) -> list[Cue]:
+def sift(rows: Iterable[tuple[int, Any, Any, Any]], complain: Callable[[int, str], None]) -> list[Caption]:
     """Rows (line, start, end, text) of anything to sorted, merged cues; every row dropped or cut is complained of."""
     cues, line = [], 1
     try:
@@ -90,13 +90,13 @@ def sift(rows: Iterable[tuple[int, Any, Any, Any]], complain: Callable[[int, str
             else:
                 if len(text) > MAX_CHARACTERS:
                     complain(line, f"text of {len(text)} characters is cut to {MAX_CHARACTERS}")
-                cues.append(Cue(start, end, said))
+                cues.append(Caption(start, end, said))
     except (csv.Error, ValueError, RecursionError) as error:
         complain(line, f"cannot be read from here on: {error}")
     return merge_rolling(sorted(cues, key=lambda cue: cue.start))
 
 
-def merge_rolling(cues: Sequence[Cue]) -> list[Cue]:
+def merge_rolling(cues: Sequence[Caption]) -> list[Caption]:
     """Rolling captions of speech recognisers, sorted by start, so merged that each word is said once.
 
     Such a cue begins with the words that the last one ended with (compared as written, punctuation and all) and
@@ -241,39 +241,3 @@ def complaints(name: object, problems: list[str]) -> Iterator[Callable[[int, str
     yield complain
     if count > TOLD_PER_FILE:
         tell(problems, f"{name}: {count - TOLD_PER_FILE} more problems")
-
-
-def tell(problems: list[str], line: str) -> None:
-    """Adds a printable line to `problems`; past `TOLD_IN_ALL` lines only a last one that says so."""
-    if len(problems) < TOLD_IN_ALL:
-        problems.append(printable(line))
-    elif len(problems) == TOLD_IN_ALL:
-        problems.append("... and more problems in other files")
-
-
-class Problems:
-    """Takes lines as a list does, and keeps them in a file, which is there only if there are any."""
-
-    def __init__(self, path: Path):
-        self.path, self.first, self.count = path, [], 0
-        path.unlink(missing_ok=True)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def append(self, line: str) -> None:
-        """Adds a line"""
-        self.first, self.count = [*self.first, line][:10], self.count + 1
-        with self.path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(line + "\n")
-
-    def warn(self) -> None:
-        """Says the first ten, and where all of them are"""
-        more = f"; all {self.count} are in {self.path}" if self.count > len(self.first) else ""
-        if self.first:
-            print("\n".join(f"warning: {line}" for line in self.first) + more, file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """The text with everything replaced that a terminal or a log could not print (names of files hold anything)."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)

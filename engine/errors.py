@@ -1,0 +1,42 @@
+"""What went wrong, told to people: text that any terminal can print, and lists of problems that do not grow without end."""
+
+import sys
+from pathlib import Path
+
+MAX_PROBLEMS = 1_000_000    # lines of a list: a hundred million files may each have something to tell
+
+
+def printable(text: str) -> str:
+    """The text with everything replaced that a terminal or a log could not print (names of files hold anything)."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def tell(problems: list[str], line: str) -> None:
+    """Adds a printable line to `problems`; past `MAX_PROBLEMS` lines only a last one that says so."""
+    if len(problems) < MAX_PROBLEMS:
+        problems.append(printable(line))
+    elif len(problems) == MAX_PROBLEMS:
+        problems.append("... and more problems in other files")
+
+
+class Problems:
+    """Takes lines as a list does, and keeps them in a file, which is there only if there are any."""
+
+    def __init__(self, path: Path):
+        self.path, self.first, self.count = path, [], 0
+        path.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def append(self, line: str) -> None:
+        """Adds a line"""
+        self.first, self.count = [*self.first, line][:10], self.count + 1
+        with self.path.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(line + "\n")
+
+    def warn(self) -> None:
+        """Says the first ten, and where all of them are"""
+        more = f"; all {self.count} are in {self.path}" if self.count > len(self.first) else ""
+        if self.first:
+            print("\n".join(f"warning: {line}" for line in self.first) + more, file=sys.stderr, flush=True)
