@@ -1,4 +1,4 @@
-"""What the README says of the code, against the code: the map of the paper, the departures, the lines of each file."""
+"""What the README and docs/ say of the code, against the code: the map of the paper, the departures, flags and commands."""
 
 import argparse
 import collections
@@ -16,19 +16,21 @@ from bench import __main__ as benchmark
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
-FILES = sorted(str(path.relative_to(HERE)) for folder in ("", "media", "sources", "engine", "tools", "bench")
+PAPER = (HERE / "docs" / "paper.md").read_text(encoding="utf-8")
+DOCS = "\n".join([README, *(path.read_text("utf-8") for path in sorted((HERE / "docs").glob("*.md")))])
+FILES = sorted(str(path.relative_to(HERE)) for folder in ("", "media", "sources", "engine", "weights", "tools", "bench")
                for path in (HERE / folder).glob("*.py"))
 MARK = re.compile(r"^\s*# (Paper|Official|Ours): ", re.MULTILINE)
 
 
 def table(title):
     """The cells of the rows of the first table after a heading"""
-    part = README.split(f"## {title}\n")[1].split("\n## ")[0]
+    part = PAPER.split(f"## {title}\n")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
     return rows[2:]
 
 
-@pytest.mark.parametrize("row", table("Where the paper is in the code"), ids=lambda row: f"{row[0]} {row[1]}")
+@pytest.mark.parametrize("row", table("Where each equation is"), ids=lambda row: f"{row[0]} {row[1]}")
 def test_every_place_of_the_map_exists(row):
     file, name = row[2].strip("`").split(":")
     source = (HERE / file).read_text(encoding="utf-8")
@@ -37,7 +39,7 @@ def test_every_place_of_the_map_exists(row):
 
 
 def test_the_map_covers_every_section_and_equation_of_the_approach():
-    named = {row[0] for row in table("Where the paper is in the code")}
+    named = {row[0] for row in table("Where each equation is")}
     assert {"Section 3.1", "Section 3.1.1", "Section 3.2", *(f"Eq. {i}" for i in range(1, 7)), "Table 7", "Figure 1"} <= named
 
 
@@ -71,11 +73,11 @@ def test_the_readme_names_flags_that_exist():
     torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
                 "--shutdown-timeout"}
     slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal", "--open-mode"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= ours | torchrun | slurm
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS)) <= ours | torchrun | slurm
 
 
 COMMANDS = re.findall(r"^(?:torchrun .*? )?(?:python )?((?:pretrain|finetune|evaluate|data)\.py [^#\n]*?) *(?:#.*)?$",
-                      README, re.MULTILINE)
+                      DOCS, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
