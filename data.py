@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from engine.loading import Hands
-from engine.sampling import Slots, generator
+from engine.loading import InFlight
+from engine.sampling import Sampler, generator
 from media.cache import Reader
 from media.captions import nearest
 from media.decode import Unreadable
@@ -90,10 +90,10 @@ class TooManyBad(RuntimeError):
 class Clips(Dataset):
     """The training clips: item (step, slot) -> (a dictionary of one clip's arrays, what failed on the way to it)."""
 
-    def __init__(self, sources: list[Source], slots: Slots, recipe: Recipe, vocabulary, seed: int = 0):
+    def __init__(self, sources: list[Source], slots: Sampler, recipe: Recipe, vocabulary, seed: int = 0):
         self.sources, self.slots, self.recipe, self.vocabulary, self.seed = sources, slots, recipe, vocabulary, seed
         self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
-        self.hands = Hands(0)
+        self.in_flight = InFlight(0)
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
         step, slot = at
@@ -102,7 +102,7 @@ class Clips(Dataset):
 
         def clip(k: int, rng: np.random.Generator) -> dict:
             number = int(complement(k, source.held))
-            with self.hands.hold(name(source.index, number)):
+            with self.in_flight.track(name(source.index, number)):
                 return self.clip(source, k, number, rng)
 
         return attempts(clip, k, len(source), (self.seed, step, slot))
@@ -159,7 +159,7 @@ class HeldOut(Dataset):
         self.sources, self.recipe, self.vocabulary = sources, recipe, vocabulary
         self.ends = np.cumsum([len(source.held) for source in sources])
         self.reader = Reader(recipe.size, recipe.fps, recipe.rate, recipe.cache)
-        self.hands = Hands(0)
+        self.in_flight = InFlight(0)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -169,7 +169,7 @@ class HeldOut(Dataset):
         r, index, number = self.recipe, self.sources[k].index, int(self.sources[k].held[i - self.ends[k]])  # from the end
         row = index[number]
         try:
-            with self.hands.hold(name(index, number)), self.reader.open(*find(index, number)) as media:
+            with self.in_flight.track(name(index, number)), self.reader.open(*find(index, number)) as media:
                 first, last = starts(row, media.duration, r)
                 start = math.floor((first + last) / 2 * r.fps) / r.fps
                 video = media.video(start, r.frames, r.fps, augment.centre_box, (r.size, r.size))

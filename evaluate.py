@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 
 import vatt
-from engine.errors import printable
+from engine.errors import fail, printable, user_errors
 from engine.loading import to_device
-from engine.training import Processes, Run, fail, mendable, write_text
+from engine.processes import Processes
+from engine.run import Run, write_text
 from sources import official
 from tools import augment, classifier, embed, figures, views
 from tools.metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
@@ -40,7 +41,7 @@ OFFICIAL_FPS = {"youcook2": 12.5, "msrvtt": 12.5}                           # A.
 def retrieval(model, loader, processes, precision: str) -> dict:
     """Retrieval among the held-out clips, each clip's nearest caption as the query; a pool holds the clips that have both.
 
-    loader: batches of `loading.held_out_loader`, each process its own; every clip counts once with any number of processes.
+    loader: batches of `loading.eval_batches`, each process its own; every clip counts once with any number of processes.
     """
     model.eval()
     rows, failed = [], []
@@ -121,7 +122,7 @@ def classify(model, loader, processes, per_class: bool = False) -> dict:
 
 def classify_command(args, processes: Processes) -> None:
     """Scores of a run of finetune.py on a data set, a table of its classes, and its confusion matrix"""
-    with mendable():
+    with user_errors():
         model = classifier.load(args.run).to(processes.device)
         model.precision = args.precision
         saved = Run(args.run).read_config()["settings"]
@@ -165,7 +166,7 @@ def classify_command(args, processes: Processes) -> None:
 
 def retrieve_command(args, processes: Processes) -> None:
     """Zero-shot retrieval of films, or of parts of them, by their captions (Section A.3.3)"""
-    with mendable():
+    with user_errors():
         model = vatt.load(args.run).to(processes.device)
         data = source(args.data, 1, args.out, processes)
         if data.classes:
@@ -350,7 +351,7 @@ def main(argv: list[str] | None = None) -> None:
     p = flags()
     args = p.parse_args(argv)
     if not args.command:
-        with mendable():
+        with user_errors():
             print(left())
         return
     for name in ("windows", "batch", "crops", "part", "top", "fps", "seconds"):
@@ -373,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
     except (FloatingPointError, ChildProcessError) as error:
         fail(3, str(error))
     except (ValueError, OSError) as error:
-        if args.command in ("classify", "retrieve"):  # past `mendable`, it is a bug
+        if args.command in ("classify", "retrieve"):  # past `user_errors`, it is a bug
             raise
         fail(2, str(error))
     except KeyboardInterrupt:

@@ -22,9 +22,10 @@ import evaluate
 import losses
 import vatt
 from engine import loading, loop
-from engine.errors import Problems, printable
+from engine.errors import Problems, fail, printable, user_errors
+from engine.processes import Processes
+from engine.run import Run
 from engine.sampling import generator, key
-from engine.training import SGD, Processes, Run, fail, half_cosine, mendable
 from sources import demo, official
 from tools import dry_run, linear, views
 from tools.classifier import READS, Classifier, pretrained, start_from
@@ -108,7 +109,7 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
         p.error(f"--modality is of --task linear; --task {args.task} says it itself")
     if args.task == "linear" and not args.init:
         p.error("--task linear needs --init, the run whose backbone is frozen")
-    with mendable():
+    with user_errors():
         config, preset = pretrained(Path(args.init)) if args.init else (vatt.PRESETS[args.preset or "demo"], "demo")
     args.preset = args.preset or preset
     recipe = dict((DEMO_RECIPES if args.preset == "demo" else RECIPES)[args.task])
@@ -141,6 +142,32 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
 # --------------------------------------------------------------------------------------------------------------- one run
 
 
+def half_cosine(step: int, steps: int, lr: float, warmup: int) -> float:
+    """Linear warm-up to `lr`, then half a period of a cosine down to 0 (Sections A.2.5, A.3)."""
+    # Ours: at 0 from the end on (official: the cosine would climb again).
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr / 2 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+class SGD(torch.optim.Optimizer):
+    """v <- momentum v - lr g, w <- w + v (Section A.2.5)."""
+
+    # Official: the learning rate is inside of the momentum, as in Keras (torch has it outside: they part while it changes).
+    def __init__(self, parameters, lr: float, momentum: float = 0.9):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        """One update of all parameters that have a gradient"""
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                if "v" not in self.state[p]:
+                    self.state[p]["v"] = torch.zeros_like(p)
+                v = self.state[p]["v"]
+                p.add_(v.mul_(group["momentum"]).sub_(p.grad, alpha=group["lr"]))
+
+
 def listed(args: argparse.Namespace, processes: Processes) -> tuple[official.Labelled, list[str]]:
     """The labelled files, listed by the first process, and what is wrong with the list; ValueError where they will not do"""
     problems: list[str] = []
@@ -163,7 +190,7 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
     """One run, from the flags to its scores"""
     world, device = processes.world, processes.device
     scratch = tempfile.TemporaryDirectory() if args.dry_run else None
-    with mendable():
+    with user_errors():
         run = Run(Path(scratch.name) if scratch else args.out)
         found, problems = listed(args, processes)
         config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
@@ -314,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.part != "all":
         train(args, processes)
     else:
-        with mendable():
+        with user_errors():
             parts = range(1, official.parts(args.data) + 1)
         each = [train(argparse.Namespace(**{**vars(args), "part": n, "out": args.out / f"part-{n}"}), processes) for n in parts]
         if processes.first and all(each):

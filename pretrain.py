@@ -5,6 +5,7 @@ What one step computes stands in `step.py`; here are the flags, the data, and th
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import tempfile
@@ -17,10 +18,11 @@ import data
 import losses
 import vatt
 from engine import loading, loop
-from engine.errors import printable
-from engine.sampling import Slots
+from engine.errors import printable, user_errors
+from engine.processes import Processes
+from engine.run import Run
+from engine.sampling import Sampler
 from engine.step import Step
-from engine.training import Processes, Run, learning_rate, mendable
 from evaluate import TASKS, retrieval, table
 from sources import demo, index, layouts
 from tools import dry_run, figures
@@ -145,6 +147,15 @@ def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
 # ------------------------------------------------------------------------------------------------------------------- main
 
 
+def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) -> float:
+    """Linear warm-up to `lr`, then a quarter period of a cosine down to `lr_end` (Sections 4.1, A.2.4)."""
+    # Paper: quarter period, the steps of the warm-up counted among all steps (official: half a period, 5k steps of warm-up).
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return lr_end + (lr - lr_end) * math.cos(math.pi / 2 * progress)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Set up, then one flat loop over the steps."""
     processes = Processes()
@@ -154,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         return None
     scratch = tempfile.TemporaryDirectory() if args.dry_run else None
 
-    with mendable():
+    with user_errors():
         # data
         run = Run(Path(scratch.name) if scratch else args.out)
         if processes.first:
@@ -166,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         words = vocabulary(args, run, train, processes)
         recipe = data.Recipe(args.frames, args.fps, args.size, args.rate, round(args.frames / args.fps * args.rate),
                              area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
-        slots = Slots([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
+        slots = Sampler([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
         clips = data.Clips(train, slots, recipe, words, args.seed)
         held_out = data.HeldOut(held, recipe._replace(control=None), words)
 
@@ -193,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     if short := processes.first and loading.short_of_memory(waiting, args.workers):
         print(short, file=sys.stderr, flush=True)
     batches = loading.train_batches(clips, args.batch, rank, world, first, args.steps, args.workers, device, args.timeout)
-    loader = lambda: loading.held_out_loader(held_out, loading.HELD_OUT, rank, world, args.workers, args.timeout)
+    loader = lambda: loading.eval_batches(held_out, loading.HELD_OUT, rank, world, args.workers, args.timeout)
     if args.batch > sum(map(len, train)):
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 

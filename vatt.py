@@ -18,7 +18,7 @@ from torch import nn
 
 import droptoken
 import tokenize
-from engine.training import Run, load_weights, write_whole
+from engine.run import Run, load_weights, write_whole
 from heads import Heads
 from media import decode
 from tools import augment

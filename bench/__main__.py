@@ -20,7 +20,9 @@ import torch
 import vatt
 from bench import audit, feeding, scale, speed
 from data import Recipe
-from engine.training import Processes, fail, write_text
+from engine.errors import fail
+from engine.processes import Processes
+from engine.run import write_text
 
 TITLES = {
     "encoder": "encoder: forward and backward of the video Transformer, {tokens} tokens and AGG, batch {batch}",

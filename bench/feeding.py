@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import data
 from engine import loading
-from engine.sampling import Slots
+from engine.sampling import Sampler
 from media.decode import Media
 from sources import layouts
 from sources.index import Index
@@ -288,7 +288,7 @@ def reader(kind: str, folder: Path, r: data.Recipe, batch: int) -> data.Clips:
     where = folder.parent / f"list of {folder.name}"
     layouts.list_films(kind, folder, where, where.with_suffix(".problems"))
     rows = data.Source(Index(where), np.zeros(0, int))
-    return data.Clips([rows], Slots([len(rows)], [1.0], batch, 0), r, tokenize.Vocabulary([]))
+    return data.Clips([rows], Sampler([len(rows)], [1.0], batch, 0), r, tokenize.Vocabulary([]))
 
 
 def cpu() -> float:

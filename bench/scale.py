@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 import data
-from engine.sampling import Slots, Steps
+from engine.sampling import BatchSampler, Sampler
 from sources.index import FORMAT, PLACES, TYPES, Index, complement, held_out
 
 AT_ONCE = 1 << 20   # rows written together
@@ -52,7 +52,7 @@ def write(folder: Path, n: int) -> None:
 class Probe(Dataset):
     """Chooses and looks up as `data.Clips` does, and decodes nothing: item (step, slot) -> seconds, and the worker's memory"""
 
-    def __init__(self, source: data.Source, slots: Slots, last: int):
+    def __init__(self, source: data.Source, slots: Sampler, last: int):
         self.source, self.slots, self.last = source, slots, last
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[float, float, float]:
@@ -77,8 +77,8 @@ def measure(n: int, batch: int = 2048, steps: int = 20, folder: Path | None = No
             held = held_out(index)
             found = time.perf_counter()
             source = data.Source(index, held)
-            probe = Probe(source, Slots([len(source)], [1.0], batch, 0), batch - 1)
-            loader = DataLoader(probe, batch_sampler=Steps(0, steps, range(batch)), num_workers=1, collate_fn=np.array,
+            probe = Probe(source, Sampler([len(source)], [1.0], batch, 0), batch - 1)
+            loader = DataLoader(probe, batch_sampler=BatchSampler(0, steps, range(batch)), num_workers=1, collate_fn=np.array,
                                 multiprocessing_context="spawn")                # a forked one shares pages with this process
             seen = np.array(list(loader))                                       # (steps, batch, 3)
             choose, look = np.median(seen[..., :2].sum(1), 0).tolist()

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 import vatt
 from bench import audit
+from engine.processes import Processes
 from engine.step import Step
-from engine.training import Processes
 from transformer import Size, Transformer
 
 NONE = Size(layers=0, d=8, d_mlp=8, heads=1)  # a tower that is not measured

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from engine.sampling import Steps
+from engine.sampling import BatchSampler
 
 PIECE = 64     # clips
 HELD_OUT = 32  # clips of a batch of those
@@ -35,38 +35,38 @@ def train_batches(clips: Dataset, batch: int, rank: int, world: int, first: int,
     """(batch on the device, what failed) of steps first .. steps - 1; process `rank` of `world` has its slots, in order.
 
     clips[step, slot] -> (clip, what failed). A piece that takes more than `timeout` seconds (0: for ever), or a worker that
-    dies, raises RuntimeError: see `lost`.
+    dies, raises RuntimeError: see `worker_error`.
     """
     slots, device = range(rank * batch // world, (rank + 1) * batch // world), torch.device(device)
-    clips.hands = Hands(workers)
-    pieces = DataLoader(clips, batch_sampler=Steps(first, steps, slots, PIECE), num_workers=workers, collate_fn=collate,
+    clips.in_flight = InFlight(workers)
+    pieces = DataLoader(clips, batch_sampler=BatchSampler(first, steps, slots, PIECE), num_workers=workers, collate_fn=collate,
                         pin_memory=device.type == "cuda", worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
-    with clips.hands.watched(timeout):
-        yield from ahead(iter(pieces), math.ceil(len(slots) / PIECE), device)
+    with clips.in_flight.watchdog(timeout):
+        yield from prefetch(iter(pieces), math.ceil(len(slots) / PIECE), device)
 
 
-def held_out_loader(clips: Dataset, batch: int, rank: int, world: int, workers: int,
+def eval_batches(clips: Dataset, batch: int, rank: int, world: int, workers: int,
                     timeout: float = 0) -> Iterator[tuple[dict | None, list[tuple[str, str]]]]:
     """Batches on the CPU of every held-out clip once, over all processes; raises as `train_batches`"""
-    clips.hands = Hands(workers)
+    clips.in_flight = InFlight(workers)
     loader = DataLoader(clips, batch_size=batch, sampler=range(rank, len(clips), world), num_workers=workers,
                         collate_fn=collate, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
-    with clips.hands.watched(timeout):
+    with clips.in_flight.watchdog(timeout):
         yield from loader
 
 
-def ahead(pieces: Iterator, n: int, device: torch.device) -> Iterator[tuple[dict, list[tuple[str, str]]]]:
+def prefetch(pieces: Iterator, n: int, device: torch.device) -> Iterator[tuple[dict, list[tuple[str, str]]]]:
     """Batches of n pieces each; on a GPU each is copied on a side stream while the one before it is computed."""
     if device.type != "cuda":
-        while parts := [(own(clips) if n > 1 else clips, failed) for clips, failed in islice(pieces, n)]:
-            yield join(parts)
+        while parts := [(clone(clips) if n > 1 else clips, failed) for clips, failed in islice(pieces, n)]:
+            yield concatenate(parts)
         return
     side = torch.cuda.Stream(device)
 
     def copied():
         with torch.cuda.stream(side):
             parts = [(to_device(clips, device), failed) for clips, failed in islice(pieces, n)]
-            return join(parts) if parts else None
+            return concatenate(parts) if parts else None
 
     following = copied()
     while following:
@@ -78,12 +78,12 @@ def ahead(pieces: Iterator, n: int, device: torch.device) -> Iterator[tuple[dict
         yield batch, failed
 
 
-def own(clips: dict) -> dict:
+def clone(clips: dict) -> dict:
     """A copy in the process's own memory: that which is shared is free for the workers' next pieces"""
     return {k: v.clone() if torch.is_tensor(v) else v for k, v in clips.items()}
 
 
-def join(parts: list[tuple[dict, list]]) -> tuple[dict, list]:
+def concatenate(parts: list[tuple[dict, list]]) -> tuple[dict, list]:
     """Pieces of a batch, in order -> the batch, and all that failed"""
     if len(parts) == 1:
         return parts[0]
@@ -136,7 +136,7 @@ def short_of_memory(need: int, workers: int) -> str | None:
             f"die of a bus error. Give it more (docker run --shm-size={math.ceil(1.2 * need / 1e9)}g), or take fewer --workers")
 
 
-class Hands:
+class InFlight:
     """What each worker of a loader has in hand, in memory that all processes share: so it is known when one dies or hangs."""
 
     def __init__(self, workers: int):
@@ -144,7 +144,7 @@ class Hands:
         self.paths = torch.zeros(workers, PATH, dtype=torch.uint8).share_memory_()
 
     @contextlib.contextmanager
-    def hold(self, path: str) -> Iterator[None]:
+    def track(self, path: str) -> Iterator[None]:
         """Around all that a worker does with a file"""
         worker = get_worker_info()
         if worker:
@@ -158,7 +158,7 @@ class Hands:
                 self.table[worker.id, 1] = 0
 
     @contextlib.contextmanager
-    def watched(self, patience: float) -> Iterator[None]:
+    def watchdog(self, patience: float) -> Iterator[None]:
         """Kills a worker that has had a file in hand for more than `patience` seconds (0: for ever).
 
         DataLoader's own time-out does not do it: in the middle of a piece it waits for ever for a worker that is frozen.
@@ -185,7 +185,7 @@ class Hands:
                 for (pid, since), path in zip(self.table.tolist(), self.paths.tolist(), strict=True)]
 
 
-def lost(error: RuntimeError, *loaded: Dataset) -> str | None:
+def worker_error(error: RuntimeError, *loaded: Dataset) -> str | None:
     """What a loader's failed workers had in hand, in one line; None for an error that says nothing of workers.
 
     It ends them all: one that hangs would not end by itself.
@@ -193,7 +193,7 @@ def lost(error: RuntimeError, *loaded: Dataset) -> str | None:
     died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\)(.*)", str(error))
     if not died and "DataLoader timed out" not in str(error):
         return None
-    workers = [worker for clips in loaded for worker in clips.hands.read()]
+    workers = [worker for clips in loaded for worker in clips.in_flight.read()]
     busy = sorted((worker for worker in workers if worker[1]), key=lambda worker: worker[1])
     if died:
         pids = set(map(int, died[1].split(",")))

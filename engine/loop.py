@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +17,9 @@ from tqdm import tqdm
 
 import data
 from engine import loading
-from engine.errors import printable
-from engine.training import Processes, Run, Stop, fail, load_weights
+from engine.errors import fail, printable
+from engine.processes import Processes
+from engine.run import Run, load_weights
 from transformer import Transformer
 
 # ------------------------------------------------------------------------------------------------------------------ flags
@@ -91,6 +94,30 @@ def plain(args: argparse.Namespace) -> dict:
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
+# ------------------------------------------------------------------------------------------------------- how a run ends
+
+
+class GracefulShutdown:
+    """SIGTERM or Ctrl-C asks the loop to save and leave; a second Ctrl-C leaves at once."""
+
+    def __init__(self):
+        self.code = 0
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def end(self) -> None:
+        """Signals do again what they did before: nothing is left to save"""
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+    def ask(self, number, _frame) -> None:
+        """The handler; it only sets a flag, because a checkpoint needs the end of a step"""
+        # torchrun and the terminal may both send the first one, and torchrun sends SIGTERM again to those that still save.
+        if self.code and number == signal.SIGINT and time.monotonic() - self.asked > 0.2:
+            os._exit(128 + number)
+        if not self.code:
+            self.code, self.asked = 128 + number, time.monotonic()
+
+
 # -------------------------------------------------------------------------------------------------------------- a run
 
 
@@ -144,7 +171,7 @@ def reading(run: Run, *loaded):
         why = printable(str(e).strip().splitlines()[-1].removeprefix("data.TooManyBad: "))
         fail(3 if any(run.rows()) else 2, why)
     except RuntimeError as e:
-        if why := loading.lost(e, *loaded):
+        if why := loading.worker_error(e, *loaded):
             fail(3, f"{printable(why)}. The same command goes on; without that file, if it is to blame")
         raise
     except OSError as e:
@@ -170,7 +197,7 @@ def train(args: argparse.Namespace, run: Run, processes: Processes, batches: Ite
     changes the weights. held_out(steps done): scores for the log. summary(row): a line for people. Ends the process after a
     signal and where data or numbers went wrong.
     """
-    stop = Stop()
+    stop = GracefulShutdown()
     bar = tqdm(total=args.steps, initial=first, unit="step", disable=not (processes.first and sys.stderr.isatty()))
     say = processes.print if bar.disable else bar.write
     in_a_row, started, last_said = 0, time.perf_counter(), time.perf_counter()

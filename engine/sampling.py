@@ -36,7 +36,7 @@ def permute(i: int, n: int, key: int) -> int:
             return i
 
 
-class Slots:
+class Sampler:
     """Which clip of which source fills a slot: a source passes through all of its clips before one of them repeats."""
 
     # Ours: each source has fixed slots, interleaved so that every process gets each (paper: a mini-batch holds samples of
@@ -59,7 +59,7 @@ class Slots:
         return source, permute(drawn % n, n, key(self.seed, source, drawn // n))
 
 
-class Steps:
+class BatchSampler:
     """A batch sampler: for each step from `first` on, the (step, slot) pairs of one process, at most `piece` at a time"""
 
     def __init__(self, first: int, steps: int, slots: range, piece: int | None = None):

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import losses
+from engine.processes import Processes
 from engine.sampling import key
-from engine.training import Processes
 from tools import augment
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 AHEAD = 8  # results a worker may have waiting behind a slow task
 
 
-class Lost(NamedTuple):
+class Failed(NamedTuple):
     """The result of a task whose process died or was stopped"""
 
     reason: str
@@ -60,8 +60,8 @@ def serve(function: Callable, pipe, parent: int) -> None:
             pipe.send((False, f"{type(error).__name__}: {error}"))
 
 
-def each(function: Callable, tasks: Iterable, workers: int, patience: float) -> Iterator[tuple[Any, Any]]:
-    """(task, function(task)) in the order of the tasks, or (task, Lost) where it killed two processes or took > patience s.
+def map_isolated(function: Callable, tasks: Iterable, workers: int, patience: float) -> Iterator[tuple[Any, Any]]:
+    """(task, function(task)) in the order of the tasks, or (task, Failed) where it killed two processes or took > patience s.
 
     RuntimeError for an exception in `function`, which is a bug: what files do to it is for it to return.
     """
@@ -87,14 +87,14 @@ def each(function: Callable, tasks: Iterable, workers: int, patience: float) -> 
                     worker.process.join()
                     crew[busy[pipe]], number, code = Worker(function), worker.number, worker.end()
                     if number in again:
-                        done[number] = Lost(f"killed the decoder ({death(code)})")
+                        done[number] = Failed(f"killed the decoder ({death(code)})")
                     else:  # it may have been somebody else's fault: memory, say
                         again.add(number)
                         crew[busy[pipe]].give(number, given[number])
             for i, worker in enumerate(crew):
                 if worker.number is not None and time.monotonic() - worker.since > patience:
                     worker.end()
-                    done[worker.number] = Lost(f"took more than {patience:g} s")
+                    done[worker.number] = Failed(f"took more than {patience:g} s")
                     crew[i] = Worker(function)
             while first in done:
                 yield given.pop(first), done.pop(first)

@@ -14,9 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data import Recipe, find, name, starts
-from engine.errors import printable
-from engine.training import fail, mendable
-from engine.workers import Lost, each
+from engine.errors import fail, printable, user_errors
+from engine.workers import Failed, map_isolated
 from media.decode import Media, Unreadable
 from sources import layouts
 from sources.index import Index
@@ -41,7 +40,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.workers < 1 or not args.timeout > 0:
         p.error("--workers must be at least 1, --timeout above 0")
     reasons, live = collections.Counter(), sys.stderr.isatty()
-    with mendable(), tempfile.TemporaryDirectory() as scratch:
+    with user_errors(), tempfile.TemporaryDirectory() as scratch:
         try:
             kind, root = layouts.parse_source(args.path)
             layouts.list_films(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
@@ -49,14 +48,14 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             tasks = ((index.folder, i, args.whole) for i in range(len(index)))
             with (
                 open(args.out, "w", newline="", encoding="utf-8", errors="replace") as file,
-                closing(each(examine, tasks, args.workers, args.timeout)) as examined,
+                closing(map_isolated(examine, tasks, args.workers, args.timeout)) as examined,
                 tqdm(examined, total=len(index), unit="clip", mininterval=0.5 if live else 60) as bar,
             ):
                 table = csv.writer(file, lineterminator="\n")
                 table.writerow(("path", "start", "end", "reason"))
                 for (_, i, _), found in bar:
                     if found is not None:
-                        reason = found.reason if isinstance(found, Lost) else found
+                        reason = found.reason if isinstance(found, Failed) else found
                         reasons[reason] += 1
                         table.writerow((printable(name(index, i)), *index[i][1:3], reason))
                         file.flush()

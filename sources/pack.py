@@ -26,9 +26,9 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from engine.errors import printable
-from engine.training import Run, fail, mendable, write_text
-from engine.workers import Lost, each
+from engine.errors import fail, printable, user_errors
+from engine.run import Run, write_text
+from engine.workers import Failed, map_isolated
 from media.captions import Caption, nearest
 from media.decode import Media, Unreadable
 from sources import index, layouts
@@ -81,7 +81,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.crf > 51 or args.fps > 240 or args.gop > 10_000:
         p.error("--crf is at most 51, --fps 240, --gop 10000")
     form = Form(*(getattr(args, name) for name in Form._fields))
-    with mendable():
+    with user_errors():
         try:
             begin(args, form)
             finish(args.out, encode_all(args, form))
@@ -126,13 +126,13 @@ def encode_all(args: argparse.Namespace, form: Form) -> collections.Counter:
     with (
         tempfile.TemporaryDirectory(dir=partial) as scratch, open(journal, "a", encoding="utf-8") as log, bar,
         Writer(out, args.shard_size * 1e9, shard, end) as writer,
-        closing(each(pack_row, ((source.folder, i, form, scratch) for i in range(number, len(source))),
+        closing(map_isolated(pack_row, ((source.folder, i, form, scratch) for i in range(number, len(source))),
                      args.workers, args.timeout)) as packed,
     ):
         for (_, i, _, _), found in packed:
             line = {"row": i}
-            if isinstance(found, Lost | str):
-                line["reason"] = found.reason if isinstance(found, Lost) else found
+            if isinstance(found, Failed | str):
+                line["reason"] = found.reason if isinstance(found, Failed) else found
                 broken[line["reason"]] += 1
             else:
                 line |= {"clips": [], "texts": []}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vatt
-from engine.training import Run
+from engine.run import Run
 from tools.classifier import Classifier
 from transformer import Size
 

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import vatt
-from engine.training import Run
+from engine.run import Run
 from tools.classifier import Classifier, load, pretrained, start_from
 from transformer import Size
 

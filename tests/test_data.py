@@ -18,7 +18,7 @@ from films import film, folder
 import data
 import vatt
 from engine import loading
-from engine.sampling import Slots
+from engine.sampling import Sampler
 from media.decode import Unreadable
 from sources import index, layouts
 
@@ -30,7 +30,7 @@ def clips(root, where, recipe=RECIPE, seed=0, batch=4, held=False):
     index.write(where, root, layouts.folder(root, []))
     rows = index.Index(where)
     source = data.Source(rows, index.held_out(rows) if held else np.zeros(0, int))
-    return data.Clips([source], Slots([len(source)], [1.0], batch, seed), recipe, WORDS, seed)
+    return data.Clips([source], Sampler([len(source)], [1.0], batch, seed), recipe, WORDS, seed)
 
 
 def same(a, b):
@@ -141,7 +141,7 @@ def test_held_out_films_are_never_trained_on(root, tmp_path):
 def test_every_held_out_film_is_read_once_with_any_number_of_processes(root, tmp_path):
     whole = data.Source(clips(root, tmp_path / "0").sources[0].index, np.arange(6))
     held = data.HeldOut([whole], RECIPE, WORDS)
-    paths = [p for rank in range(4) for batch, _ in loading.held_out_loader(held, 2, rank, 4, 0) for p in batch["path"]]
+    paths = [p for rank in range(4) for batch, _ in loading.eval_batches(held, 2, rank, 4, 0) for p in batch["path"]]
     assert len(paths) == len(set(paths)) == 6
 
 
@@ -233,16 +233,16 @@ def test_a_worker_that_dies_or_hangs_is_reported_with_the_file_it_held_and_none_
     some = clips(root, tmp_path / "0")
     with pytest.raises(RuntimeError) as error:
         list(loading.train_batches(some, 4, 0, 1, 0, 50, 2, timeout=2))
-    line = loading.lost(error.value, some)
+    line = loading.worker_error(error.value, some)
     assert says in line
     assert line.split("it had in hand: ")[1].startswith(str(root / "03.mp4"))
     for child in multiprocessing.active_children():
         child.join(5)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in some.hands.table[:, 0].int().tolist())
+    assert not any(Path(f"/proc/{pid}").exists() for pid in some.in_flight.table[:, 0].int().tolist())
 
 
 def test_other_errors_say_nothing_of_workers(plain):
-    assert loading.lost(RuntimeError("CUDA out of memory"), plain) is None
+    assert loading.worker_error(RuntimeError("CUDA out of memory"), plain) is None
 
 
 def test_shared_memory_that_cannot_hold_the_batches_is_told_at_the_start_with_the_remedy(monkeypatch):
@@ -306,7 +306,7 @@ def test_a_path_that_leaves_its_folder_is_unreadable_and_not_opened(root, tmp_pa
     rows = [index.Row(name, 0.0, float("inf"), []) for name in ("../secret.mp4", "00.mp4", "/etc/passwd", "file:x.mp4")]
     index.write(tmp_path / "index", root, rows)
     some = index.Index(tmp_path / "index")
-    recipe = data.Clips([data.Source(some, np.zeros(0, int))], Slots([4], [1.0], 4, 0), RECIPE, WORDS)
+    recipe = data.Clips([data.Source(some, np.zeros(0, int))], Sampler([4], [1.0], 4, 0), RECIPE, WORDS)
     drawn = [recipe[0, slot] for slot in range(4)]
     assert {clip["path"] for clip, _ in drawn} == {str(root / "00.mp4")}
     assert {reason for _, failed in drawn for _, reason in failed} == {"path leaves its folder"}

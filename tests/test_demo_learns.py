@@ -97,7 +97,7 @@ def features(model, here, rows):
     recipe = data.Recipe(c.frames, c.fps, c.size, c.rate, c.samples)
     held = data.HeldOut([data.Source(events, np.arange(len(events)))], recipe, vatt.tokenize.Vocabulary([]))
     z = [(model.backbones.video(augment.augment(batch["video"])), model.backbones.audio(batch["audio"]))
-         for batch, _ in loading.held_out_loader(held, 64, 0, 1, 2)]
+         for batch, _ in loading.eval_batches(held, 64, 0, 1, 2)]
     return tuple(torch.cat(part) for part in zip(*z, strict=True))
 
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import vatt
+from engine.processes import Processes
 from engine.step import Step
-from engine.training import Processes
 from transformer import Size, Transformer
 
 SMALL = Size(2, 32, 64, 2)

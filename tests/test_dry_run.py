@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import vatt
+from engine.processes import Processes
 from engine.step import Step
-from engine.training import Processes
 from tools import dry_run
 from transformer import Size, Transformer
 

@@ -18,7 +18,7 @@ from runs import CONFIG, finetuned, pretrained
 
 import evaluate
 import vatt
-from engine.training import Processes
+from engine.processes import Processes
 from media.decode import Media
 from sources import official
 from tools import augment, classifier, embed, views

@@ -8,8 +8,8 @@ from torch import _dynamo
 import pretrain
 import vatt
 from engine import loading
+from engine.processes import Processes
 from engine.step import Step
-from engine.training import Processes
 from transformer import Size, Transformer
 
 SIZE = Size(1, 32, 64, 2)
@@ -145,8 +145,8 @@ def test_a_step_does_not_wait_for_the_gpu():
 @gpu
 def test_batches_copied_ahead_are_those_of_the_loader():
     given = [(clips("cpu", n), [("film", "reason")] * n) for n in (2, 3, 4, 1, 5, 2)]
-    whole = [loading.join(given[i : i + 2]) for i in (0, 2, 4)]
-    for (batch, failed), (copied, said) in zip(whole, loading.ahead(iter(given), 2, torch.device("cuda")), strict=True):
+    whole = [loading.concatenate(given[i : i + 2]) for i in (0, 2, 4)]
+    for (batch, failed), (copied, said) in zip(whole, loading.prefetch(iter(given), 2, torch.device("cuda")), strict=True):
         assert failed == said
         assert all(torch.equal(v, copied[k].cpu()) for k, v in batch.items())
 

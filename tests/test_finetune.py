@@ -20,7 +20,7 @@ from runs import pretrained, rows
 
 import evaluate
 import finetune
-from engine.training import Processes
+from engine.processes import Processes
 from sources import official
 from tools import classifier, views
 
@@ -160,7 +160,7 @@ def test_two_processes_train_and_score_as_one_does(labelled, init, tmp_path):
 import sys
 sys.path.insert(0, {str(HERE)!r})
 import vatt, finetune
-from engine.training import Processes
+from engine.processes import Processes
 processes = Processes()
 for name, argv in {runs!r}.items():
     argv += ["--out", sys.argv[1] + name]

@@ -9,7 +9,7 @@ from films import film
 from test_classifier import CLASSES, CONFIG
 from torch.testing import assert_close
 
-from engine.training import Processes
+from engine.processes import Processes
 from sources.labelled import Items
 from tools import linear, views
 from tools.classifier import Classifier

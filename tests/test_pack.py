@@ -24,7 +24,7 @@ from films import film, folder
 import data
 import vatt
 from engine import loading
-from engine.sampling import Slots
+from engine.sampling import Sampler
 from media.captions import Caption, nearest
 from media.decode import Media
 from sources import index, layouts, pack
@@ -60,7 +60,7 @@ def clips(where, kind, root, recipe=RECIPE):
     layouts.list_films(kind, root, where, where.with_suffix(".problems"))
     rows = index.Index(where)
     words = vatt.tokenize.Vocabulary.build(rows.texts())
-    return data.Clips([data.Source(rows, np.zeros(0, int))], Slots([len(rows)], [1.0], 4, 0), recipe, words)
+    return data.Clips([data.Source(rows, np.zeros(0, int))], Sampler([len(rows)], [1.0], 4, 0), recipe, words)
 
 
 def test_shards_are_plain_tars_whose_members_are_the_rows_of_the_index(packed):

@@ -99,7 +99,8 @@ def test_a_row_of_the_log_that_a_kill_cut_short_before_any_checkpoint_does_not_b
 
 
 def test_a_second_sigterm_does_not_stop_the_saving_and_a_second_ctrl_c_does(tmp_path):
-    code = ("import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); from engine.training import Stop; Stop()\n"
+    code = ("import os, signal, sys, time; sys.path.insert(0, sys.argv[1])\n"
+            "from engine.loop import GracefulShutdown; GracefulShutdown()\n"
             "for s in sys.argv[2:]: os.kill(os.getpid(), getattr(signal, s)); time.sleep(0.3)\nprint('saved')")
     run = lambda *signals: subprocess.run([sys.executable, "-c", code, str(HERE), *signals], check=False, capture_output=True)
     assert run("SIGTERM", "SIGTERM").stdout.strip() == b"saved"
@@ -218,7 +219,7 @@ def test_thirty_percent_of_broken_films_are_counted_exactly_and_training_goes_on
     out = tmp_path / "run"
     pretrain.main([*both(tmp_path / "films"), *TINY, "--steps", "12", "--max-bad", "0.5", "--workers", "2", "--out", str(out)])
     wrong, names = {7: "empty file", 8: "not a media file", 9: "not a media file"}, []  # by the number of the row
-    slots = pretrain.Slots([10], [1.0], 4, 0)
+    slots = pretrain.Sampler([10], [1.0], 4, 0)
     for step in range(12):
         for slot in range(4):
             number, attempt = slots(step, slot)[1], 0

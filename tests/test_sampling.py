@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.sampling import Slots, Steps, generator, key, permute
+from engine.sampling import BatchSampler, Sampler, generator, key, permute
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000])
@@ -28,14 +28,14 @@ def test_a_hundred_million_clips_need_no_list():
 
 
 def test_a_source_passes_through_all_of_its_clips_before_one_repeats():
-    slots = Slots([12], [1.0], batch=4, seed=0)
+    slots = Sampler([12], [1.0], batch=4, seed=0)
     drawn = [slots(step, slot)[1] for step in range(6) for slot in range(4)]
     assert sorted(drawn[:12]) == sorted(drawn[12:]) == list(range(12))
     assert drawn[:12] != drawn[12:]
 
 
 def test_a_mini_batch_contains_samples_from_both_datasets_in_fixed_shares():
-    slots = Slots([50, 50], [3, 1], batch=16, seed=0)
+    slots = Sampler([50, 50], [3, 1], batch=16, seed=0)
     sources = [slots(7, slot)[0] for slot in range(16)]
     assert sources.count(0) == 12
     assert all(1 in sources[part : part + 4] for part in (0, 4, 8, 12)), "every one of four processes gets each source"
@@ -43,10 +43,10 @@ def test_a_mini_batch_contains_samples_from_both_datasets_in_fixed_shares():
 
 
 def test_two_processes_have_the_slots_of_one_between_them():
-    whole = list(Steps(3, 5, range(8)))
-    halves = [a + b for a, b in zip(Steps(3, 5, range(4)), Steps(3, 5, range(4, 8)), strict=True)]
+    whole = list(BatchSampler(3, 5, range(8)))
+    halves = [a + b for a, b in zip(BatchSampler(3, 5, range(4)), BatchSampler(3, 5, range(4, 8)), strict=True)]
     assert whole == halves
-    assert len(Steps(3, 5, range(8))) == 2
+    assert len(BatchSampler(3, 5, range(8))) == 2
 
 
 def test_random_draws_are_a_function_of_their_numbers():

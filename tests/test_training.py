@@ -1,4 +1,4 @@
-"""Schedule, checkpoints, logs, and how a run ends (training.py), by killing, tearing and filling what a run must survive."""
+"""Schedule, checkpoints, logs, and how a run ends, by killing, tearing and filling what a run must survive."""
 
 import json
 import math
@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.training import SGD, Run, Stop, half_cosine, learning_rate, load_weights, read_checkpoint, write_text
+from engine.loop import GracefulShutdown
+from engine.run import Run, load_weights, read_checkpoint, write_text
+from finetune import SGD, half_cosine
+from pretrain import learning_rate
 
 HERE = Path(__file__).parent.parent
 PAPER = dict(steps=500_000, lr=1e-4, lr_end=5e-5, warmup=10_000)
@@ -36,7 +39,7 @@ def test_the_learning_rate_never_rises_after_the_warm_up():
 
 
 def test_a_kill_while_saving_leaves_a_checkpoint_that_can_be_read(tmp_path):
-    code = ("import torch\nfrom pathlib import Path\nfrom engine.training import Run\nrun = Run(Path('.'))\n"
+    code = ("import torch\nfrom pathlib import Path\nfrom engine.run import Run\nrun = Run(Path('.'))\n"
             "for step in range(100000):\n"
             "    run.save(step, {'model': {'w': torch.randn(300, 1000)}}); print(step, flush=True)\n")
     saved = -1
@@ -129,7 +132,7 @@ def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path):
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path):
-    code = ("from pathlib import Path\nfrom engine.training import Run\nrun = Run(Path('run'))\n"
+    code = ("from pathlib import Path\nfrom engine.run import Run\nrun = Run(Path('run'))\n"
             "run.begin({}, set()); print('in', flush=True); input()")
     child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              text=True, env={**os.environ, "PYTHONPATH": str(HERE)})
@@ -167,7 +170,7 @@ def test_each_script_writes_only_its_own_results(tmp_path):
 def test_the_first_signal_asks_and_only_sets_a_flag():
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     try:
-        stop = Stop()
+        stop = GracefulShutdown()
         assert stop.code == 0
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.code == 143
@@ -208,7 +211,7 @@ def test_sgd_has_the_rate_inside_of_the_momentum_and_is_torchs_where_the_rate_st
 
 def test_after_its_end_signals_do_what_they_did_before():
     before = signal.getsignal(signal.SIGTERM)
-    stop = Stop()
+    stop = GracefulShutdown()
     assert signal.getsignal(signal.SIGTERM) == stop.ask
     stop.end()
     assert signal.getsignal(signal.SIGTERM) == before

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from engine.workers import Lost, each
+from engine.workers import Failed, map_isolated
 
 
 def task(what):
@@ -37,26 +37,26 @@ def nothing_is_left():
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_the_order_of_the_tasks(workers):
-    assert list(each(task, range(40), workers, 30)) == [(i, 2 * i) for i in range(40)]
+    assert list(map_isolated(task, range(40), workers, 30)) == [(i, 2 * i) for i in range(40)]
 
 
 def test_no_task_is_no_result():
-    assert list(each(task, [], 2, 30)) == []
+    assert list(map_isolated(task, [], 2, 30)) == []
 
 
 def test_a_task_that_kills_its_process_or_hangs_costs_itself_alone():
-    found = list(each(task, [1, "dies", 2, "hangs", 3, 4], 2, 1.0))
-    assert found == [(1, 2), ("dies", Lost("killed the decoder (SIGSEGV)")), (2, 4), ("hangs", Lost("took more than 1 s")),
+    found = list(map_isolated(task, [1, "dies", 2, "hangs", 3, 4], 2, 1.0))
+    assert found == [(1, 2), ("dies", Failed("killed the decoder (SIGSEGV)")), (2, 4), ("hangs", Failed("took more than 1 s")),
                      (3, 6), (4, 8)]
 
 
 def test_a_process_that_somebody_else_kills_costs_nothing(tmp_path):
     what = f"once{tmp_path / 'died'}"
-    assert list(each(task, [1, what, 2], 2, 30)) == [(1, 2), (what, "survived"), (2, 4)]
+    assert list(map_isolated(task, [1, what, 2], 2, 30)) == [(1, 2), (what, "survived"), (2, 4)]
 
 
 def test_an_exception_is_a_bug_and_is_not_hidden():
-    with pytest.raises(RuntimeError, match="bug: KeyError"), contextlib.closing(each(task, ["bug"], 1, 30)) as found:
+    with pytest.raises(RuntimeError, match="bug: KeyError"), contextlib.closing(map_isolated(task, ["bug"], 1, 30)) as found:
         list(found)
 
 
@@ -68,6 +68,6 @@ def test_tasks_are_taken_only_a_little_ahead_of_a_slow_one():
             taken.append(i)
             yield i
 
-    with contextlib.closing(each(task, tasks(), 2, 30)) as found:
+    with contextlib.closing(map_isolated(task, tasks(), 2, 30)) as found:
         next(found)
         assert len(taken) <= 20

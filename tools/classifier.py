@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import vatt
-from engine.training import Run, load_weights
+from engine.run import Run, load_weights
 from heads import LinearClassifier, LowRankClassifier
 
 PARTS = {

@@ -22,7 +22,8 @@ from tqdm import tqdm
 import vatt
 from engine import loading
 from engine.errors import printable
-from engine.training import Processes, write_whole
+from engine.processes import Processes
+from engine.run import write_whole
 from media.decode import Media, Unreadable
 from sources.labelled import TYPES, Files, Item
 from tools import figures, views
@@ -65,7 +66,7 @@ def survived(batches: Iterable, dataset: views.Testing) -> Iterator:
     try:
         yield from batches
     except RuntimeError as error:
-        if why := loading.lost(error, dataset):
+        if why := loading.worker_error(error, dataset):
             raise ChildProcessError(f"{why}: move them away, and try again") from None
         raise
 

@@ -20,8 +20,9 @@ import data
 import losses
 from engine import loop
 from engine.errors import printable
-from engine.sampling import Slots, generator
-from engine.training import Processes, load_weights, write_whole
+from engine.processes import Processes
+from engine.run import load_weights, write_whole
+from engine.sampling import Sampler, generator
 from tools import views
 from tools.classifier import Classifier
 
@@ -115,7 +116,7 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
 def batches(found: Features, batch: int, seed: int, first: int, steps: int,
             device: torch.device) -> Iterator[tuple[dict, list]]:
     """One random view of each clip of steps first .. steps - 1, as `loop.train` takes them"""
-    slots = Slots([len(found.z)], [1.0], batch, seed)
+    slots = Sampler([len(found.z)], [1.0], batch, seed)
     z, y = found.z.to(device), found.y.to(device)
     for step in range(first, steps):
         k = torch.tensor([slots(step, slot)[1] for slot in range(batch)])

@@ -11,9 +11,8 @@ import torch
 import data
 import vatt
 from engine import loading
-from engine.errors import printable
-from engine.sampling import Slots
-from engine.training import fail, mendable
+from engine.errors import fail, printable, user_errors
+from engine.sampling import Sampler
 from sources import index, layouts
 from tools import augment
 
@@ -44,14 +43,14 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         p.error("show needs matplotlib: pip install matplotlib")
     if args.clips < 1 or args.seed < 0:
         p.error("--clips must be at least 1, --seed at least 0")
-    with mendable(), tempfile.TemporaryDirectory() as scratch:
+    with user_errors(), tempfile.TemporaryDirectory() as scratch:
         kind, root = layouts.parse_source(args.path)
         layouts.list_films(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
         rows = index.Index(Path(scratch) / "index")
         recipe, words = of_run(args.run) if args.run else (data.Recipe(), None)
         words = words or vatt.tokenize.Vocabulary.build(itertools.islice(rows.texts(), ENOUGH))
         source = data.Source(rows, index.held_out(rows, share=0, least=0))
-        clips = data.Clips([source], Slots([len(rows)], [1.0], args.clips, args.seed), recipe, words, args.seed)
+        clips = data.Clips([source], Sampler([len(rows)], [1.0], args.clips, args.seed), recipe, words, args.seed)
         try:
             batch, failed = loading.collate([clips[0, slot] for slot in range(args.clips)])
         except data.TooManyBad as e:

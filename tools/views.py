@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import data
 from engine import loading
-from engine.sampling import Slots
+from engine.sampling import Sampler
 from media import decode
 from media.cache import Reader
 from tools import augment
@@ -52,7 +52,7 @@ class Views(Dataset):
 
     def __init__(self, items: list, classes: int, recipe: Recipe):
         self.items, self.classes, self.recipe = items, classes, recipe
-        self.reader, self.hands = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache), loading.Hands(0)
+        self.reader, self.in_flight = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache), loading.InFlight(0)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -86,7 +86,7 @@ class Training(Views):
 
     def __init__(self, items: list, classes: int, recipe: Recipe, batch: int, seed: int = 0):
         super().__init__(items, classes, recipe)
-        self.slots, self.seed = Slots([len(items)], [1.0], batch, seed), seed
+        self.slots, self.seed = Sampler([len(items)], [1.0], batch, seed), seed
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
         step, slot = at
@@ -95,7 +95,7 @@ class Training(Views):
     def view(self, k: int, rng: np.random.Generator) -> dict:
         """A random place, crop, flip and colour of file k (A.2.1)"""
         r, item = self.recipe, self.items[k]
-        with self.hands.hold(str(item.path)), self.reader.open(item.path) as media:
+        with self.in_flight.track(str(item.path)), self.reader.open(item.path) as media:
             start = data.random_start(rng, item, media.duration, r)
             if r.kind == "audio":
                 x = self.sound(media, start, item.end)
@@ -113,7 +113,7 @@ class Testing(Views):
     def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:
         r, item = self.recipe, self.items[i]
         try:
-            with self.hands.hold(str(item.path)), self.reader.open(item.path) as media:
+            with self.in_flight.track(str(item.path)), self.reader.open(item.path) as media:
                 at = windows(*data.starts(item, media.duration, r), 1 if r.kind == "image" else r.windows, r.fps)
                 if r.kind == "audio":
                     x = [self.sound(media, start, item.end) for start in at]
@@ -158,4 +158,4 @@ def loader(views: Testing, batch: int, rank: int, world: int, workers: int, time
     """Every file once, over all processes: batches of at most `batch` views (one file at least), and what failed"""
     r = views.recipe
     each = (1 if r.kind == "image" else r.windows) * (1 if r.kind == "audio" else r.crops)
-    return loading.held_out_loader(views, max(1, batch // each), rank, world, workers, timeout)
+    return loading.eval_batches(views, max(1, batch // each), rank, world, workers, timeout)

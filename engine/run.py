@@ -1,156 +1,16 @@
-"""What both training loops share: processes, schedule, checkpoints, logs, and how a run ends.
-
-Exit codes of plain `python`: 0 done, 2 the user can mend it, 3 the data or the numbers went wrong, 1 a bug, 143 after SIGTERM
-and 130 after Ctrl-C, both with a checkpoint.
-"""
+"""The folder of a run: settings, log, checkpoints and results, written whole or not at all."""
 
 import contextlib
 import importlib.util
 import json
-import math
 import os
 import platform
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-
-# ------------------------------------------------------------------------------------------------------------- processes
-
-
-class Processes:
-    """The processes of this run, as `torchrun` set them up, or one alone; CUDA with nccl where there is a GPU, else gloo."""
-
-    def __init__(self, timeout_s: float = 600):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        if self.world > 1:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-            self.patient = dist.new_group(backend="gloo", timeout=timedelta(hours=12))  # while the first one lists the data
-
-    @property
-    def first(self) -> bool:
-        """True on the one process that writes files and speaks"""
-        return self.rank == 0
-
-    def print(self, *text) -> None:
-        """On the first process only"""
-        if self.first:
-            print(*text, flush=True)
-
-    def wait(self) -> None:
-        """Until all processes are here"""
-        if self.world > 1:
-            dist.barrier(self.patient)
-
-    def sum(self, *numbers: float) -> list[float]:
-        """The sums over all processes; through their CPUs, so that nobody waits for a GPU"""
-        if self.world == 1:
-            return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(total, group=self.patient)
-        return total.tolist()
-
-    def add(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes of a tensor on the device, in place, without gradient"""
-        if self.world > 1:
-            dist.all_reduce(x)
-        return x
-
-    def collect(self, thing) -> list:
-        """What each process has, in the order of ranks; anything that pickles, for rare use"""
-        if self.world == 1:
-            return [thing]
-        things = [None] * self.world
-        dist.all_gather_object(things, thing, self.patient)
-        return things
-
-    def gather(self, z: torch.Tensor) -> torch.Tensor:
-        """The rows of all processes, with gradient: (b, ...) -> (world b, ...); see `Gather`"""
-        return Gather.apply(z, self.rank, self.world) if self.world > 1 else z
-
-    def alone(self) -> bool:
-        """Ends the group; True on the first process, which goes on as if there were no other"""
-        self.end()
-        first, self.rank, self.world = self.first, 0, 1
-        return first
-
-    def end(self) -> None:
-        """Leave the group, so that no process waits for this one"""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
-
-class Gather(torch.autograd.Function):
-    """All rows forward; backward, the gradients that all processes have for a process's own rows, added up.
-
-    Every process scores its own rows of the loss, times the number of processes: that undoes the mean over processes which
-    DistributedDataParallel takes.
-    """
-
-    @staticmethod
-    def forward(ctx, z, rank, world):
-        ctx.rank, ctx.world = rank, world
-        rows = [torch.empty_like(z) for _ in range(world)]
-        dist.all_gather(rows, z.contiguous())
-        return torch.cat(rows)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)  # gloo has no reduce-scatter; the vectors are few and short
-        return gradient.chunk(ctx.world)[ctx.rank], None, None
-
-
-# -------------------------------------------------------------------------------------------------------------- schedule
-
-
-def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) -> float:
-    """Linear warm-up to `lr`, then a quarter period of a cosine down to `lr_end` (Sections 4.1, A.2.4)."""
-    # Paper: quarter period, the steps of the warm-up counted among all steps (official: half a period, 5k steps of warm-up).
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return lr_end + (lr - lr_end) * math.cos(math.pi / 2 * progress)
-
-
-def half_cosine(step: int, steps: int, lr: float, warmup: int) -> float:
-    """Linear warm-up to `lr`, then half a period of a cosine down to 0 (Sections A.2.5, A.3)."""
-    # Ours: at 0 from the end on (official: the cosine would climb again).
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    return lr / 2 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
-
-
-class SGD(torch.optim.Optimizer):
-    """v <- momentum v - lr g, w <- w + v (Section A.2.5)."""
-
-    # Official: the learning rate is inside of the momentum, as in Keras (torch has it outside: they part while it changes).
-    def __init__(self, parameters, lr: float, momentum: float = 0.9):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self):
-        """One update of all parameters that have a gradient"""
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                if "v" not in self.state[p]:
-                    self.state[p]["v"] = torch.zeros_like(p)
-                v = self.state[p]["v"]
-                p.add_(v.mul_(group["momentum"]).sub_(p.grad, alpha=group["lr"]))
-
-
-# ----------------------------------------------------------------------------------------------------------- checkpoints
 
 
 class Run:
@@ -351,44 +211,3 @@ def load_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
         more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
         raise ValueError(f"{where} holds another model: {'; '.join(lines[:6])}{more}; use the --preset and flags of that run")
     module.load_state_dict(weights)
-
-
-# --------------------------------------------------------------------------------------------------------- how a run ends
-
-
-class Stop:
-    """SIGTERM or Ctrl-C asks the loop to save and leave; a second Ctrl-C leaves at once."""
-
-    def __init__(self):
-        self.code = 0
-        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def end(self) -> None:
-        """Signals do again what they did before: nothing is left to save"""
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
-
-    def ask(self, number, _frame) -> None:
-        """The handler; it only sets a flag, because a checkpoint needs the end of a step"""
-        # torchrun and the terminal may both send the first one, and torchrun sends SIGTERM again to those that still save.
-        if self.code and number == signal.SIGINT and time.monotonic() - self.asked > 0.2:
-            os._exit(128 + number)
-        if not self.code:
-            self.code, self.asked = 128 + number, time.monotonic()
-
-
-@contextlib.contextmanager
-def mendable():
-    """While a run is set up, what a user can mend becomes one line and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError) as e:
-        fail(2, str(e))
-    except KeyboardInterrupt:
-        fail(130, "stopped before the first step")
-
-
-def fail(code: int, text: str) -> None:
-    """One line, then the end with this exit code"""
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    sys.exit(code)
