@@ -79,6 +79,7 @@ def test_the_penalty_is_on_v_alone():
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_svm_is_that_of_scikit_learn_on_standardised_features(classes):
+    pytest.importorskip("sklearn")
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC

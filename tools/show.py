@@ -15,6 +15,7 @@ from engine.errors import fail, printable, user_errors
 from engine.sampling import Sampler
 from sources import index, layouts
 from tools import augment
+from tools.figures import pyplot
 
 COLUMNS = 8             # pictures of a clip
 ENOUGH = 100_000        # captions that words are taken from
@@ -34,20 +35,17 @@ def flags(commands) -> None:
 
 def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """`python data.py show`: exit code 2 for what the user can mend, 3 where no clip can be read"""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        p.error("show needs matplotlib: pip install matplotlib")
     if args.clips < 1 or args.seed < 0:
         p.error("--clips must be at least 1, --seed at least 0")
+    if not args.out.parent.is_dir():
+        p.error(f"there is no folder for {args.out}")
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         kind, root = layouts.parse_source(args.path)
         layouts.list_films(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
         rows = index.Index(Path(scratch) / "index")
         recipe, words = of_run(args.run) if args.run else (data.Recipe(), None)
+        if not (plt := pyplot()):
+            raise ValueError("show needs matplotlib: pip install matplotlib")
         words = words or vatt.tokenize.Vocabulary.build(itertools.islice(rows.texts(), ENOUGH))
         source = data.Source(rows, index.held_out(rows, share=0, least=0))
         clips = data.Clips([source], Sampler([len(rows)], [1.0], args.clips, args.seed), recipe, words, args.seed)
