@@ -21,6 +21,7 @@ import data
 from engine import loading
 from engine.sampling import Sampler
 from media.decode import Media
+from media.encode import Encoder
 from sources import layouts
 from sources.index import Index
 from tools import augment
@@ -44,23 +45,15 @@ def film(path: Path, width: int, height: int, options: dict[str, str], seconds: 
     rng = np.random.default_rng(1)
     behind, before = texture(rng, 2 * width, 2 * height), texture(rng, width, height)
     noise, side = rng.normal(0, 2, (2 * height, 2 * width, 1)).round().astype(np.int16), height // 3
-    with av.open(str(path), "w") as container:
-        video, audio = container.add_stream("libx264", rate=FPS, options=options), container.add_stream("aac", rate=44100)
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+    with Encoder(path, FPS, 44100, layout="stereo", x264=options) as out:
         for i in range(seconds * FPS):
             x, y, u, v = (int((0.5 + 0.5 * np.sin(speed * i / FPS)) * room) for speed, room in
                           ((0.7, width), (0.5, height), (1.9, width - side), (1.3, height - side)))
-            picture = behind[y:y + height, x:x + width].copy()
-            picture[v:v + side, u:u + side] = before[:side, :side]
+            frame = behind[y:y + height, x:x + width].copy()
+            frame[v:v + side, u:u + side] = before[:side, :side]
             x, y = rng.integers(width), rng.integers(height)
-            picture = (picture + noise[y:y + height, x:x + width]).clip(0, 255).astype(np.uint8)
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        wave = 0.3 * np.sin(0.06 * np.arange(seconds * 44100)) + rng.normal(0, 0.02, (2, seconds * 44100))
-        for i in range(0, wave.shape[1], 1024):
-            block = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, i:i + 1024], np.float32), "fltp", "stereo")
-            block.sample_rate, block.pts = 44100, i
-            container.mux(audio.encode(block))
-        container.mux([*video.encode(None), *audio.encode(None)])
+            out.frame((frame + noise[y:y + height, x:x + width]).clip(0, 255).astype(np.uint8))
+        out.audio(0.3 * np.sin(0.06 * np.arange(seconds * 44100)) + rng.normal(0, 0.02, (2, seconds * 44100)))
     return path
 
 

@@ -28,9 +28,10 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations, product
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
+
+from media.encode import Encoder
 
 ATTRIBUTES = {
     "colour": ("red", "yellow", "green", "blue"),
@@ -304,24 +305,13 @@ def loose_captions(combination, others, start, end, rng):
 
 # files
 
-def encode(path, picture, sound):
+def encode(path, frames, wave):
     """Write (T, 64, 64, 3) uint8 and (S,) float32 as H.264 and AAC, small and cheap to decode."""
     x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": "23", "g": "16", "bf": "0"}
-    with av.open(str(path), "w") as file:
-        video = file.add_stream("libx264", FPS, options=x264)
-        video.width = video.height = SIZE
-        video.pix_fmt = "yuv420p"
-        video.thread_count = 1
-        audio = file.add_stream("aac", RATE, layout="mono", options={"aac_coder": "fast"})
-        audio.bit_rate = 24_000
-        for image in picture:
-            file.mux(video.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-        file.mux(video.encode())
-        wave = av.AudioFrame.from_ndarray(sound[None], "fltp", "mono")
-        wave.sample_rate = RATE
-        wave.pts = 0                                    # else the encoder's 1024 samples of run-up are heard: 64 ms late
-        file.mux(audio.encode(wave))
-        file.mux(audio.encode())
+    with Encoder(path, FPS, RATE, x264=x264, aac={"aac_coder": "fast", "b": "24000"}) as out:
+        for frame in frames:
+            out.frame(frame)
+        out.audio(wave[None])
 
 
 def write_subtitles(stem, kind, cues):

@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,13 +30,13 @@ from engine.run import Run, write_text
 from engine.workers import Failed, map_isolated
 from media.captions import Caption, nearest
 from media.decode import Media, Unreadable
+from media.encode import Encoder
 from sources import index, layouts
 from sources.index import SHARD, Index, Place, Row
 from sources.shards import Writer, damaged
 
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
 SOUND = 60              # seconds of it decoded at a time
-BT601 = 6               # its number in H.264, for matrix, primaries and transfer
 
 
 class Form(NamedTuple):
@@ -294,49 +293,15 @@ def pack_row(task: tuple[Path, int, Form, str]) -> list[tuple[str, float, float]
         return f"cannot be encoded: {type(e).__name__}"
 
 
-def encode(file: str, pictures: Iterator[np.ndarray], sound: Media, begin: float, form: Form) -> int:
-    """Pictures (H, W, 3) uint8, and the sound in step with them, to an mp4 -> how many pictures there were"""
-    with av.open(file, "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as out:
-        graph = audio = None
-        rate = Fraction(form.fps).limit_denominator(1001)
-        for i, picture in enumerate(pictures):
-            if graph is None:
-                height, width = picture.shape[:2]
-                # without mbtree: its vector code reads what it never wrote, and the same film gives other bytes now and then
-                x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(form.crf), "bf": "0", "mbtree": "0",
-                        "threads": "1", "flags": "+bitexact"}
-                video = out.add_stream("libx264", rate=rate, options=x264)
-                video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-                video.codec_context.gop_size, video.codec_context.thread_count = form.gop, 1
-                video.codec_context.colorspace = video.codec_context.color_primaries = video.codec_context.color_trc = BT601
-                video.codec_context.color_range = 1  # 16 to 235
-                graph = to_yuv(width, height, rate)
-                if sound.has_audio:
-                    audio = out.add_stream("aac", rate=form.rate, layout="mono", options={"flags": "+bitexact"})
-            if audio and i % round(SOUND * form.fps) == 0:
-                wave = sound.audio(begin + i / form.fps, round(SOUND * form.rate), form.rate)
-                heard = i
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-            frame.pts, frame.time_base = i, 1 / rate
-            graph.vpush(frame)
-            out.mux(video.encode(graph.vpull()))
-            if audio:
-                first, last = (round((k - heard) / form.fps * form.rate) for k in (i, i + 1))
-                block = av.AudioFrame.from_ndarray(wave[None, first:last], "fltp", "mono")
-                block.sample_rate, block.pts = form.rate, round(i / form.fps * form.rate)
-                block.time_base = Fraction(1, form.rate)
-                out.mux(audio.encode(block))
-        for stream in out.streams:
-            out.mux(stream.encode(None))
-    return i + 1
-
-
-def to_yuv(width: int, height: int, rate: Fraction) -> "av.filter.Graph":
-    """RGB to what H.264 keeps, with a colour space that the file names: swscale's defaults would shift the colours."""
-    graph = av.filter.Graph()
-    graph.threads = 1
-    given = {"video_size": f"{width}x{height}", "pix_fmt": "rgb24", "time_base": str(1 / rate)}
-    scale = "out_color_matrix=bt601:out_range=tv:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
-    graph.link_nodes(graph.add("buffer", **given), graph.add("scale", scale), graph.add("format", "yuv420p"),
-                     graph.add("buffersink")).configure()
-    return graph
+def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float, form: Form) -> int:
+    """Writes frames (H, W, 3) uint8, and the audio in step with them, to an mp4 -> how many frames there were"""
+    x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(form.crf), "bf": "0", "g": str(form.gop)}
+    step, sample = round(SOUND * form.fps), lambda i: round(i / form.fps * form.rate)
+    with Encoder(file, form.fps, form.rate if source.has_audio else 0, x264=x264, exact=True) as out:
+        for i, frame in enumerate(frames):
+            if source.has_audio and i % step == 0:
+                wave, heard = source.audio(begin + i / form.fps, sample(i + step) - sample(i), form.rate), sample(i)
+            out.frame(frame)
+            if source.has_audio:
+                out.audio(wave[None, sample(i) - heard:sample(i + 1) - heard])
+    return out.frames

@@ -5,6 +5,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from media.encode import Encoder
+
 TINY = ["--frames", "4", "--size", "16", "--patch", "2", "8", "8", "--rate", "8000", "--batch", "4", "--warmup", "1",
         "--steps", "6", "--save-every", "2", "--eval-every", "4", "--cache", "0"]  # fmt: skip
 
@@ -14,22 +16,13 @@ def film(path: Path, seconds: float = 1.5, sound: bool = True, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     grey, hertz = rng.integers(0, 200), rng.integers(200, 900)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=10)
-        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p"
-        audio = container.add_stream("aac", rate=8000, layout="mono") if sound else None
+    with Encoder(path, 10, 8000 if sound else 0) as out:
         for i in range(round(seconds * 10)):
-            picture = np.full((24, 32, 3), (grey + 5 * i) % 256, np.uint8)
-            picture[:, : 8 + seed % 16] //= 2
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        container.mux(video.encode(None))
+            frame = np.full((24, 32, 3), (grey + 5 * i) % 256, np.uint8)
+            frame[:, : 8 + seed % 16] //= 2
+            out.frame(frame)
         if sound:
-            wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * 8000)) / 8000)
-            for i in range(0, len(wave), 1024):
-                block = av.AudioFrame.from_ndarray(wave[None, i : i + 1024].astype(np.float32), "fltp", "mono")
-                block.sample_rate, block.pts = 8000, i
-                container.mux(audio.encode(block))
-            container.mux(audio.encode(None))
+            out.audio(0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * 8000)) / 8000)[None])
     return path
 
 
