@@ -18,7 +18,7 @@ from engine.sampling import Sampler, generator
 from media.cache import Reader
 from media.captions import nearest
 from media.decode import Unreadable
-from sources.index import Index, Row, complement
+from sources.index import Index, Row, complement, starts, windows
 from tools import augment
 
 TRIES = 100  # files that one slot may try before the data are given up
@@ -102,7 +102,7 @@ class Clips(Dataset):
 
         def clip(k: int, rng: np.random.Generator) -> dict:
             number = int(complement(k, source.held))
-            with self.in_flight.track(name(source.index, number)):
+            with self.in_flight.track(source.index.name(number)):
                 return self.clip(source, k, number, rng)
 
         return attempts(clip, k, len(source), (self.seed, step, slot))
@@ -114,13 +114,13 @@ class Clips(Dataset):
         if r.control:
             other = int(complement((k + len(source) // 2) % len(source), source.held))
             words = index[other] if r.control == "captions" else row
-        with self.reader.open(*find(index, number)) as media:
+        with self.reader.open(*index.media(number)) as media:
             start = random_start(rng, row, media.duration, r)
             video = media.video(start, r.frames, r.fps, lambda w, h: augment.random_box(rng, w, h, r.area), (r.size, r.size))
             has_audio = media.has_audio
             audio = media.audio(start, r.samples, r.rate) if has_audio and r.control != "audio" else None
         if r.control == "audio":
-            with self.reader.open(*find(index, other)) as media:
+            with self.reader.open(*index.media(other)) as media:
                 has_audio = media.has_audio
                 audio = media.audio(start, r.samples, r.rate) if has_audio else None
         if not has_audio:
@@ -130,7 +130,7 @@ class Clips(Dataset):
         text, has_text = captions(words, start, r, self.vocabulary)
         return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text,
                     flip=bool(rng.random() < 0.5), colour=augment.colour_draws(rng, *r.colour),
-                    keys=rng.integers(2**62, size=2), path=name(index, number))
+                    keys=rng.integers(2**62, size=2), path=index.name(number))
 
 
 def attempts(clip: Callable[[int, np.random.Generator], dict], k: int, n: int, numbers: tuple[int, ...]):
@@ -169,55 +169,29 @@ class HeldOut(Dataset):
         r, index, number = self.recipe, self.sources[k].index, int(self.sources[k].held[i - self.ends[k]])  # from the end
         row = index[number]
         try:
-            with self.in_flight.track(name(index, number)), self.reader.open(*find(index, number)) as media:
-                first, last = starts(row, media.duration, r)
-                start = math.floor((first + last) / 2 * r.fps) / r.fps
+            with self.in_flight.track(index.name(number)), self.reader.open(*index.media(number)) as media:
+                start, = windows(*starts(row, media.duration, r.frames / r.fps), 1, r.fps)
                 video = media.video(start, r.frames, r.fps, augment.centre_box, (r.size, r.size))
                 has_audio = media.has_audio
                 audio = media.audio(start, r.samples, r.rate) if has_audio else np.zeros(r.samples, np.float32)
             text, has_text = captions(row, start, r, self.vocabulary)
         except Unreadable as e:
             return None, [(str(e.path), e.reason)]
-        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text, path=name(index, number)), []
-
-
-def find(index: Index, number: int) -> tuple:
-    """The arguments of `Media` for a row; raises Unreadable where its path leaves the folder of the data"""
-    try:
-        return index.media(number)
-    except ValueError:
-        raise Unreadable(index.name(number), "path leaves its folder") from None
-
-
-def name(index: Index, number: int) -> str:
-    """What a row is called in messages"""
-    try:
-        path, _, _, inside = find(index, number)
-    except Unreadable as e:
-        return e.path
-    return inside or str(path)
-
-
-def starts(row: Row, duration: float, r: Recipe) -> tuple[float, float]:
-    """The first and the last second at which a clip of this row may begin"""
-    first, end = row.start, min(row.end, duration)
-    if not 0 <= first < duration:  # nor where a list says no number
-        raise Unreadable(row.path, "start past the end")
-    return first, max(first, end - r.frames / r.fps)
+        return dict(video=video, audio=audio, has_audio=has_audio, text=text, has_text=has_text, path=index.name(number)), []
 
 
 def random_start(rng: np.random.Generator, row: Row, duration: float, r: Recipe) -> float:
     """Uniform on the frames of the row from which a whole clip follows; 0 where the row is too short (it loops)"""
-    first, last = starts(row, duration, r)
+    first, last = starts(row, duration, r.frames / r.fps)
     return first + int(rng.integers(math.floor((last - first) * r.fps + 1e-6) + 1)) / r.fps
 
 
 def captions(row: Row, start: float, r: Recipe, vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """The K captions nearest in time to the clip (Eq. 5), the nearest first -> ids (K, L) int64, which are there (K,) bool"""
     text = np.zeros((r.captions, r.words), np.int64)
-    near = nearest([(c.start, c.end) for c in row.cues], start, start + r.frames / r.fps, r.captions)
+    near = nearest([(c.start, c.end) for c in row.captions], start, start + r.frames / r.fps, r.captions)
     for k, i in enumerate(near):
-        text[k] = vocabulary.encode(row.cues[i].text, r.words)
+        text[k] = vocabulary.encode(row.captions[i].text, r.words)
     # Ours: a caption with no known word says nothing, so it counts as missing (official: it is kept).
     return text, (text > 1).any(1)
 

@@ -25,6 +25,7 @@ from engine.loading import to_device
 from engine.processes import Processes
 from engine.run import Run, write_text
 from sources import official
+from sources.labelled import Labelled
 from tools import augment, classifier, embed, figures, views
 from tools.metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
 
@@ -127,8 +128,9 @@ def classify_command(args, processes: Processes) -> None:
         model.precision = args.precision
         saved = Run(args.run).read_config()["settings"]
         trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
+        args.allow_outside |= not args.data and saved.get("allow_outside", False)
         part, args.data = args.part or trained, args.data or saved.get("data", "")
-        data = source(args.data, part, args.out, processes)
+        data = source(args, part, processes)
         if not data.classes:
             raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
         if data.kind not in classifier.READS[model.kind]:
@@ -136,16 +138,16 @@ def classify_command(args, processes: Processes) -> None:
         if data.multi != model.multi:
             raise ValueError(f"{args.data} has {'several classes' if data.multi else 'one class'} a file, and {args.run} was "
                              f"trained on data with {'several' if model.multi else 'one'}")
-        items, c = renumbered(data, model.classes, args), model.config
+        numbers, c = renumbered(data, model.classes, args), model.config
         windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
         recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops, cache=saved.get("cache") or 0.0)
-        dataset = views.Testing(items, len(model.classes), recipe)
+        dataset = views.Testing(data.test, len(model.classes), recipe, numbers=numbers)
     loader = views.loader(dataset, args.batch, processes.rank, processes.world, args.workers)
     scores = classify(model, embed.survived(loader, dataset), processes, per_class=True)
     if not processes.first:
         return
     if not scores["N"]:
-        fail(3, f"none of the {len(items)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
+        fail(3, f"none of the {len(data.test)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
     if saved.get("data") == args.data and part != trained:
         print(f"warning: {args.run} was trained on part {trained}, so that some of these files trained it", file=sys.stderr)
     windows = f"{windows} windows of {c.frames / c.fps:g} s"
@@ -168,13 +170,13 @@ def retrieve_command(args, processes: Processes) -> None:
     """Zero-shot retrieval of films, or of parts of them, by their captions (Section A.3.3)"""
     with user_errors():
         model = vatt.load(args.run).to(processes.device)
-        data = source(args.data, 1, args.out, processes)
+        data = source(args, 1, processes)
         if data.classes:
             raise ValueError(f"{args.data} has classes, not captions: python evaluate.py classify takes it")
         recipe = embed.recipe(model.config, "video", args.windows or 4, args.fps or OFFICIAL_FPS.get(data.name))
-    items = data.test[processes.rank :: processes.world]
+    mine = range(processes.rank, len(data.test), processes.world)
     rows, failed = [torch.zeros(0, model.config.d_vt)], []
-    for part, bad in embed.vectors(model, items, recipe, "vt", args.batch, args.workers, args.precision):
+    for part, bad in embed.vectors(model, data.test, mine, recipe, "vt", args.batch, args.workers, args.precision):
         rows.append(part)
         failed += bad
     parts = processes.collect(torch.cat(rows))
@@ -185,7 +187,7 @@ def retrieve_command(args, processes: Processes) -> None:
     for rank, part in enumerate(parts):
         films[rank :: processes.world] = part
     read = ~films[:, 0].isnan()
-    texts = [item.target for item, good in zip(data.test, read.tolist(), strict=True) if good]
+    texts = [text for text, good in zip(data.test.texts(), read.tolist(), strict=True) if good]
     if not texts:
         fail(3, f"none of the {len(data.test)} films could be read, first {printable(': '.join(failed[0]))}")
     known = sum(any(word in model.vocabulary.ids for word in vatt.tokenize.split(text)) for text in texts)
@@ -200,10 +202,11 @@ def retrieve_command(args, processes: Processes) -> None:
     keep(args.out, f"retrieve_{data.name}", {**scores, "unreadable": len(failed)})
 
 
-def source(text: str, part: int, out: Path, processes: Processes) -> official.Labelled:
+def source(args, part: int, processes: Processes) -> Labelled:
     """Loads a data set and says how much of its test is there; the list of what is not is written beside the run"""
-    problems: list[str] = []
-    data = official.load(text, problems, part)
+    text, out, problems = args.data, args.out, []
+    load = lambda: official.load(text, out / "index" / "evaluate", problems, part, args.allow_outside)
+    data = processes.collect(load() if processes.first else None)[0]
     which = f" {part} of {official.parts(text)}" if official.parts(text) > 1 else ""
     processes.print(f"{data.name}{which}: {len(data.test)} of {data.listed[1]} test clips found")
     if processes.first:
@@ -220,14 +223,13 @@ def source(text: str, part: int, out: Path, processes: Processes) -> official.La
     return data
 
 
-def renumbered(data: official.Labelled, classes: list[str], args) -> list[official.Item]:
-    """Its test items with the numbers that the model's classes have; ValueError where the model lacks one"""
+def renumbered(data: Labelled, classes: list[str], args) -> list[int]:
+    """The numbers that the data's classes have in the model; ValueError where the model lacks one"""
     number = {name: i for i, name in enumerate(classes)}
     if lacking := [name for name in data.classes if name not in number]:
         raise ValueError(f"{args.data} has {len(lacking)} classes that {args.run} was not trained on, first "
                          f"{printable(lacking[0])!r}: name data with the classes of its training")
-    new = [number[name] for name in data.classes]
-    return [item._replace(target=tuple(new[k] for k in item.target) if data.multi else new[item.target]) for item in data.test]
+    return [number[name] for name in data.classes]
 
 
 def class_table(scores: dict) -> str:
@@ -324,15 +326,18 @@ def flags() -> argparse.ArgumentParser:
         c.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the Transformers")
         return c
 
+    outside = lambda c: c.add_argument("--allow-outside", action="store_true", help="a csv may name files outside its folder")
     run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see downstream.py")
     c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run)
     c.add_argument("data", nargs="?", help=f"{data[1]} (default: the run's own)")
     c.add_argument("--crops", type=int, help="in space, along the longer side (default: the run's own)")
     c.add_argument("--split", "--fold", dest="part", type=int, metavar="N", help="official one (default: the run's own)")
     c.add_argument("--out", type=Path, help="folder for tables and pictures (default: the run)")
+    outside(c)
     c = command("retrieve", "zero-shot retrieval of films by their captions: R@1, R@5, R@10, median rank", run, data)
     c.add_argument("--fps", type=float, help="frames per second (default: 12.5 for YouCook2 and MSR-VTT, else the run's own)")
     c.add_argument("--out", type=Path, help="folder for evaluate.json (default: the run)")
+    outside(c)
     c = command("embed", "vectors of all files of a folder, or of all lines of a text file, in one .npz", run,
                 ("source", "folder of films, sounds or images, or a text file"), ("out", "the .npz to write"))
     c.add_argument("--kind", choices=("video", "audio", "image", "text"), help="of files (default: what most are)")

@@ -27,6 +27,7 @@ from engine.processes import Processes
 from engine.run import Run
 from engine.sampling import generator, key
 from sources import demo, official
+from sources.labelled import Labelled
 from tools import dry_run, linear, views
 from tools.classifier import READS, Classifier, pretrained, start_from
 from tools.recipes import DEMO_RECIPES, RECIPES, SMALL
@@ -45,6 +46,7 @@ def flags() -> argparse.ArgumentParser:
                    "found out where not given")
     g.add_argument("--split", "--fold", dest="part", type=fold, default=1, metavar="N", help="of the official ones, or all: "
                    "each, and the mean (default: 1)")
+    g.add_argument("--allow-outside", action="store_true", help="a csv may name files that do not lie below its folder")
     g.add_argument("--modality", choices=("video", "audio", "image"), help="of a linear task (default: what the files are)")
     g.add_argument("--classifier", choices=("low-rank", "svm"), default="low-rank", help="of a linear task")
     g = p.add_argument_group("model (defaults: those of --init, else of --preset)")
@@ -168,10 +170,11 @@ class SGD(torch.optim.Optimizer):
                 p.add_(v.mul_(group["momentum"]).sub_(p.grad, alpha=group["lr"]))
 
 
-def listed(args: argparse.Namespace, processes: Processes) -> tuple[official.Labelled, list[str]]:
+def listed(args: argparse.Namespace, out: Path, processes: Processes) -> tuple[Labelled, list[str]]:
     """The labelled files, listed by the first process, and what is wrong with the list; ValueError where they will not do"""
     problems: list[str] = []
-    found = processes.collect(official.load(args.data, problems, args.part) if processes.first else None)[0]
+    load = lambda: official.load(args.data, out / "index", problems, args.part, args.allow_outside)
+    found = processes.collect(load() if processes.first else None)[0]
     if found.missing:
         problems.append(f"{len(found.missing)} of {sum(found.listed)} listed files are missing:")
     kind = found.kind if args.task == "linear" and not args.modality else args.modality or args.task
@@ -192,7 +195,9 @@ def train(args: argparse.Namespace, processes: Processes) -> dict:
     scratch = tempfile.TemporaryDirectory() if args.dry_run else None
     with user_errors():
         run = Run(Path(scratch.name) if scratch else args.out)
-        found, problems = listed(args, processes)
+        if processes.first:
+            run.claim()
+        found, problems = listed(args, run.out, processes)
         config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
         if args.epochs is not None:
             args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
@@ -316,7 +321,7 @@ def summary(row: dict, name: str) -> str:
     return f"loss {'nan' if row['loss'] is None else round(row['loss'], 3)}" + held
 
 
-def table(scores: dict, found: official.Labelled) -> str:
+def table(scores: dict, found: Labelled) -> str:
     """Scores in percent beside chance"""
     percent = lambda names, of: ", ".join(f"{k} {of[k] if 'prime' in k or k[:1] == 'd' else 100 * of[k]:.1f}" for k in names)
     names = ["mAP", "AUC", "d'", "d' of AUC"] if found.multi else ["top-1", "top-5"]
@@ -366,7 +371,7 @@ def run_demo(out: Path, seed: int, processes: Processes) -> None:
                 out.mkdir(parents=True, exist_ok=True)
                 write_demo(path, root, names, each, seed)
             processes.wait()
-            start, scores = ["--data", f"csv={path}", "--init", str(source), "--seed", str(seed)], {}
+            start, scores = ["--data", f"csv={path}", "--allow-outside", "--init", str(source), "--seed", str(seed)], {}
             start += ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
             other = "random" if task == "linear" else "scratch"
             for arm in ("pretrained", other):

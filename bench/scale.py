@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import data
 from engine.sampling import BatchSampler, Sampler
-from sources.index import FORMAT, PLACES, TYPES, Index, complement, held_out
+from sources.index import FORMAT, PLACES, TYPES, Index, complement, held_out, types_of
 
 AT_ONCE = 1 << 20   # rows written together
 SHARD = 8000        # clips of a made-up shard
@@ -25,7 +25,7 @@ def write(folder: Path, n: int) -> None:
     """The index of n packed clips that do not exist, one caption each: what `index.write` would write of them, much faster"""
     folder.mkdir(parents=True)
     path, text = (np.frombuffer(word, np.uint8) for word in (b"000000000.mp4", b"stir slowly until it is number 000000000"))
-    files = {name: (folder / name).open("wb") for name in (*TYPES, "places")}
+    files = {name: (folder / name).open("wb") for name in types_of(packed=True, labels=False)}
     for name in ("path_ends", "cue_ends", "text_ends"):
         files[name].write(np.zeros(1, TYPES[name]).tobytes())
     for first in range(0, n, AT_ONCE):
@@ -34,7 +34,7 @@ def write(folder: Path, n: int) -> None:
         paths, texts, places = np.tile(path, (len(i), 1)), np.tile(text, (len(i), 1)), np.zeros(len(i), PLACES)
         paths[:, :9], texts[:, -9:] = digits, digits
         places["shard"], places["offset"], places["size"] = i // SHARD, i % SHARD * 131_072, 130_000
-        spans, times = np.tile(np.float32([0, np.inf]), (len(i), 1)), np.tile(np.float32([1, 3]), (len(i), 1))
+        spans, times = np.tile([0, np.inf], (len(i), 1)), np.tile(np.float32([1, 3]), (len(i), 1))
         hashes = i.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         hashes = (hashes ^ hashes >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)
         columns = dict(paths=paths, path_ends=(i + 1) * len(path), hashes=hashes, spans=spans, cue_ends=i + 1, times=times,
@@ -61,7 +61,7 @@ class Probe(Dataset):
         chosen = time.perf_counter()
         row, _ = self.source.index[number], self.source.index.media(number)
         looked = time.perf_counter()
-        assert row.cues
+        assert row.captions
         return chosen - began, looked - chosen, private_dirty() if at[1] == self.last else 0.0
 
 

@@ -48,7 +48,7 @@ def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
                    "would take, and leave")
 
 
-MAY_DIFFER = {"out", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute", "timeout"}
+MAY_DIFFER = {"out", "allow_outside", "workers", "save_every", "eval_every", "max_bad", "compile", "recompute", "timeout"}
 
 
 def fill(args: argparse.Namespace, *defaults: dict) -> None:

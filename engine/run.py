@@ -17,26 +17,36 @@ class Run:
     """The folder of a run: its settings, its log, its checkpoints. One process at a time may train in it."""
 
     def __init__(self, out: Path):
-        self.out, self.events = out, None
+        self.out, self.events, self.lock = out, None, None
 
-    def begin(self, settings: dict, may_differ: set[str]) -> None:
-        """Makes the folder and holds it for this process, or goes on in the one that is there.
+    def claim(self) -> None:
+        """Makes the folder, or takes the one that is there, and holds it for this process.
 
-        Raises ValueError where `out` is a file, holds something else, is in use, or holds a run of other settings.
+        Raises ValueError where `out` is a file, holds something else, or is in use.
         """
         config = self.out / "config.json"
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file: name a folder")
         if self.out.is_dir() and not config.is_file() and not (self.out / ".lock").is_file() and any(self.out.iterdir()):
             raise ValueError(f"--out {self.out} holds files but is no run (it has no config.json): name another folder")
-        saved = self.read_config()["settings"] if config.is_file() else {}
         self.out.mkdir(parents=True, exist_ok=True)
         self.hold()
-        if config.is_file() and (self.checkpoints() or any(self.rows())):
-            self.compare(saved, settings, may_differ)
-        else:  # new, or an attempt that never came to its first step
+        if not self.began:  # new, or an attempt that never came to its first step
             shutil.rmtree(self.out / "index", ignore_errors=True)
             (self.out / "vocabulary.txt").unlink(missing_ok=True)
+
+    def begin(self, settings: dict, may_differ: set[str]) -> None:
+        """Claims the folder, unless that is done, to go on in the run that is there; ValueError where its settings differ."""
+        if not self.lock:
+            self.claim()
+        saved = self.read_config()["settings"] if (self.out / "config.json").is_file() else {}
+        if self.began:
+            self.compare(saved, settings, may_differ)
+
+    @property
+    def began(self) -> bool:
+        """Whether there is a run here that came to its first step"""
+        return (self.out / "config.json").is_file() and (bool(self.checkpoints()) or any(self.rows()))
 
     def read_config(self) -> dict:
         """config.json: settings, model, versions; ValueError where it is torn or another program's"""

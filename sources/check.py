@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import Recipe, find, name, starts
 from engine.errors import fail, printable, user_errors
 from engine.workers import Failed, map_isolated
 from media.decode import Media, Unreadable
 from sources import layouts
-from sources.index import Index
+from sources.index import Index, starts
 from sources.shards import checksum
 
-SOUND = 60  # seconds of it decoded at a time
+FRAMES, FPS, SIZE, RATE = 32, 10.0, (64, 64), 48000     # of the clips that are looked at: those of pre-training, but small
+SOUND = 60                                              # seconds of it decoded at a time
 
 
 def flags(commands) -> None:
@@ -57,7 +57,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
                     if found is not None:
                         reason = found.reason if isinstance(found, Failed) else found
                         reasons[reason] += 1
-                        table.writerow((printable(name(index, i)), *index[i][1:3], reason))
+                        table.writerow((printable(index.name(i)), *index[i][1:3], reason))
                         file.flush()
                         bar.set_postfix(broken=sum(reasons.values()), refresh=False)
         except KeyboardInterrupt:
@@ -77,22 +77,22 @@ def opened(folder: Path) -> Index:
 def examine(task: tuple[Path, int, bool]) -> str | None:
     """(index, row, all of it) -> what is wrong with the clip, if anything"""
     folder, number, whole = task
-    index, r = opened(folder), Recipe(size=64)
+    index = opened(folder)
     row = index[number]
     try:
-        path, offset, size, _ = place = find(index, number)
+        path, offset, size, _ = place = index.media(number)
         with Media(*place) as media:
             if row.place and checksum(path, offset, size) != row.place.crc:
                 return "wrong checksum"
-            first, last = starts(row, media.duration, r)
+            first, last = starts(row, media.duration, FRAMES / FPS)
             if whole:
-                for _ in media.pictures(first, r.fps, (r.size, r.size)):
+                for _ in media.pictures(first, FPS, SIZE):
                     pass
             for start in sorted({first, (first + last) / 2, last}):
-                media.video(start, r.frames, r.fps, size=(r.size, r.size))
-            for start in np.arange(first, last + r.frames / r.fps, SOUND) if whole else (first,):
+                media.video(start, FRAMES, FPS, size=SIZE)
+            for start in np.arange(first, last + FRAMES / FPS, SOUND) if whole else (first,):
                 if media.has_audio:
-                    media.audio(start, SOUND * r.rate if whole else r.samples, r.rate)
+                    media.audio(start, round((SOUND if whole else FRAMES / FPS) * RATE), RATE)
     except Unreadable as e:
         return e.reason
     return None

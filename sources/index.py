@@ -1,4 +1,4 @@
-"""A list of a hundred million clips that costs a worker nothing: memory-mapped files of numbers and bytes.
+"""The rows of a data set, for pre-training and for tasks with labels: a hundred million of them cost a worker nothing.
 
 A Python list of paths is copied into every loader worker, page by page, as its reference counts are touched.
 Here row i lies between two offsets of flat files; workers map the files and share the operating system's one copy.
@@ -7,10 +7,11 @@ Here row i lies between two offsets of flat files; workers map the files and sha
     hashes               (rows) of the path, for the choice of held-out files
     spans                (rows, 2) seconds: which part of the file
     cue_ends             (rows + 1) offsets into times and text_ends
-    times                (cues, 2) seconds
-    texts, text_ends     bytes of all captions; (cues + 1) offsets into them
+    times                (captions, 2) seconds
+    texts, text_ends     bytes of all captions; (captions + 1) offsets into them
+    labels, label_ends   numbers of all classes; (rows + 1) offsets into them; not there where no row has a label
     places               (rows) where the bytes of each lie, if they are packed in shards (`shards.py`)
-    index.json           root, counts of rows and cues
+    index.json           root, counts of rows, captions and labels
 """
 
 import contextlib
@@ -29,16 +30,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from media.captions import Caption
+from media.decode import Media, Unreadable
 
-FORMAT = 2
+FORMAT = 3                                          # 2, which is read too, had spans of float32 and no labels
 SHARD = "shard-{:06d}.tar"
 TYPES = {
-    "paths": "u1", "path_ends": "<i8", "hashes": "<u8", "spans": "<f4",
+    "paths": "u1", "path_ends": "<i8", "hashes": "<u8", "spans": "<f8",
     "cue_ends": "<i8", "times": "<f4", "texts": "u1", "text_ends": "<i8",
+    "labels": "<i4", "label_ends": "<i8",
 }
+LABELS = ("labels", "label_ends")
 PLACES = np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
-BLOCK = 1 << 16                                     # rows or cues looked at together
+BLOCK = 1 << 16                                     # rows or captions looked at together
 
 
 class Place(NamedTuple):
@@ -51,21 +55,46 @@ class Place(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A video, or a part of one: its path below the root, with "/"; the part in seconds, (0, inf) for all of it;
-    its cues, in seconds of the whole file; its place in a shard, where it is packed: then the path is only a name."""
+    """A file, or a part of one: its path below the root, with "/"; the part in seconds, (0, inf) for all of it; its captions,
+    in seconds of the whole file; its classes, by their numbers; its place in a shard, where it is packed: then the path is
+    only a name."""
 
     path: str
     start: float
     end: float
-    cues: list[Caption]
+    captions: list[Caption]
+    labels: tuple[int, ...] = ()
     place: Place | None = None
 
 
-def write(folder: Path, root: Path, rows: Iterable[Row], packed: bool = False) -> None:
-    """Writes the index of `rows`, whose paths lie below `root`, in one pass and constant memory.
+# ---------------------------------------------------------------------------------------------------------------------
+# Where clips begin
 
-    `folder` appears when it is whole. FileExistsError where it is there; ValueError where there are no rows. The index of
-    packed rows lies beside their shards, and may be moved with them.
+def starts(row: Row, duration: float, seconds: float) -> tuple[float, float]:
+    """The first and the last second at which a clip of so many `seconds` may begin; the same where the row is too short.
+
+    `duration` is that of the file. Unreadable where the row begins behind it.
+    """
+    if not 0 <= row.start < duration:                       # nor where a list says no number
+        raise Unreadable(row.path, "start past the end")
+    return row.start, max(row.start, min(row.end, duration) - seconds)
+
+
+def windows(first: float, last: float, n: int, fps: float) -> list[float]:
+    """n starts from `first` to `last`, evenly spread, on whole frames; one is in the middle (A.2.5)."""
+    shares = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
+    return [first + math.floor((last - first) * share * fps + 1e-6) / fps for share in shares]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The files
+
+
+def write(folder: Path, root: Path, rows: Iterable[Row], packed: bool = False, least: int = 1) -> "Index":
+    """Writes the index of `rows`, whose paths lie below `root`, in one pass and constant memory, and opens it.
+
+    `folder` appears when it is whole. FileExistsError where it is there; ValueError where there are fewer rows than `least`.
+    The index of packed rows lies beside their shards, and may be moved with them.
     """
     folder, root = Path(folder), Path(root).absolute()
     if folder.exists():
@@ -75,13 +104,14 @@ def write(folder: Path, root: Path, rows: Iterable[Row], packed: bool = False) -
     partial.mkdir(parents=True)
     try:
         counts = write_rows(partial, rows, packed)
-        if counts["rows"] == 0:
+        if counts["rows"] < least:
             raise ValueError(f"no video found under {root}: name a folder that holds some (--data FOLDER)")
         head = {"format": FORMAT, "root": os.pardir if packed else str(root), "packed": packed, **counts}
         (partial / "index.json").write_text(json.dumps(head))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return Index(folder)
 
 
 def point(folder: Path, at: Path) -> None:
@@ -100,7 +130,7 @@ def point(folder: Path, at: Path) -> None:
 
 
 def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int]:
-    """Writes all files but index.json; -> {"rows": .., "cues": .., "crc": of all places}."""
+    """Writes all files but index.json; -> {"rows": .., "cues": .., "labels": .., "crc": of all places}."""
     types, crc = types_of(packed), 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in types}
@@ -108,35 +138,42 @@ def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int
         def append(name: str, values: Any) -> None:
             files[name].write(np.array(values, types[name]).tobytes())
 
-        count = path_end = cue_end = text_end = 0
-        for name in ("path_ends", "cue_ends", "text_ends"):
+        count = path_end = cue_end = text_end = label_end = 0
+        for name in ("path_ends", "cue_ends", "text_ends", "label_ends"):
             append(name, 0)
         for row in rows:
             path = os.fsencode(row.path)
-            texts = [cue.text.encode("utf-8", "replace") for cue in row.cues]
+            texts = [caption.text.encode("utf-8", "replace") for caption in row.captions]
             ends = list(accumulate(map(len, texts), initial=text_end))
             count, path_end, cue_end, text_end = count + 1, path_end + len(path), cue_end + len(texts), ends[-1]
+            label_end += len(row.labels)
             files["paths"].write(path)
             files["hashes"].write(hashlib.blake2b(path, digest_size=8).digest())
             files["texts"].write(b"".join(texts))
             append("path_ends", path_end)
             append("spans", (row.start, row.end))
             append("cue_ends", cue_end)
-            append("times", [cue[:2] for cue in row.cues])
+            append("times", [caption[:2] for caption in row.captions])
             append("text_ends", ends[1:])
+            append("labels", row.labels)
+            append("label_ends", label_end)
             if packed:
                 append("places", tuple(row.place))
                 crc = zlib.crc32(np.array(tuple(row.place), PLACES).tobytes(), crc)
-    return {"rows": count, "cues": cue_end, "crc": crc}
+    if not label_end:
+        for name in LABELS:
+            (folder / name).unlink()
+    return {"rows": count, "cues": cue_end, "labels": label_end, "crc": crc}
 
 
-def types_of(packed: bool) -> dict[str, Any]:
+def types_of(packed: bool, labels: bool = True, version: int = FORMAT) -> dict[str, Any]:
     """The files of an index, and the type of their numbers"""
-    return {**TYPES, "places": PLACES} if packed else TYPES
+    types = {**TYPES, **({"places": PLACES} if packed else {}), **({"spans": "<f4"} if version == 2 else {})}
+    return {name: kind for name, kind in types.items() if labels or name not in LABELS}
 
 
 class Index:
-    """The rows in `folder`, as `write` left them, times as float32. ValueError for a missing or damaged one.
+    """The rows in `folder`, as `write` left them, captions' times as float32. ValueError for a missing or damaged one.
 
     Pickles as its folder: a worker is sent a path, and maps the files itself.
     """
@@ -150,16 +187,19 @@ class Index:
                 head = json.loads((self.folder / "index.json").read_text())
                 if any(head[k] != asked[k] for k in ("rows", "crc")):
                     raise ValueError(f"{self.folder} is not what it was when this was written")
-            if head["format"] != FORMAT:
-                raise ValueError(f"format {head['format']}, not {FORMAT}")
+            version = head["format"]
+            if version not in (2, FORMAT):
+                raise ValueError(f"format {version}, not {FORMAT}")
             self.root = Path(os.path.normpath(self.folder / head["root"]))
-            self.rows, self.cues, self.packed, self.crc = head["rows"], head["cues"], head["packed"], head["crc"]
-            self.data = {name: mapped(self.folder / name, kind) for name, kind in types_of(self.packed).items()}
+            self.rows, self.captions, self.packed, self.crc = head["rows"], head["cues"], head["packed"], head["crc"]
+            self.labels = head.get("labels", 0)
+            types = types_of(self.packed, self.labels > 0, version)
+            self.data = {name: mapped(self.folder / name, kind) for name, kind in types.items()}
             wanted = {
                 "paths": self.data["path_ends"][-1], "path_ends": self.rows + 1,
                 "hashes": self.rows, "spans": 2 * self.rows, "cue_ends": self.rows + 1,
-                "times": 2 * self.cues, "texts": self.data["text_ends"][-1], "text_ends": self.cues + 1,
-                "places": self.rows,
+                "times": 2 * self.captions, "texts": self.data["text_ends"][-1], "text_ends": self.captions + 1,
+                "labels": self.labels, "label_ends": self.rows + 1, "places": self.rows,
             }
             if wrong := [name for name, values in self.data.items() if len(values) != wanted[name]]:
                 raise ValueError(f"wrong length of {', '.join(wrong)}")
@@ -179,11 +219,11 @@ class Index:
         start, end = self.data["spans"][2 * i : 2 * i + 2].tolist()
         first, last = self.data["cue_ends"][i : i + 2].tolist()
         times = self.data["times"][2 * first : 2 * last].tolist()
-        cues = map(Caption, times[::2], times[1::2], self.captions(first, last))
-        return Row(self.name(i), start, end, list(cues), self.place(i))
+        captions = map(Caption, times[::2], times[1::2], self._texts(first, last))
+        return Row(self.inside(i), start, end, list(captions), self.labels_of(i), self.place(i))
 
-    def name(self, i: int) -> str:
-        """The path of row i below the root, with "/"."""
+    def inside(self, i: int) -> str:
+        """The path of row i below the root, with "/"; of a packed row, that which it had."""
         first, last = self.data["path_ends"][i : i + 2].tolist()
         return os.fsdecode(self.data["paths"][first:last].tobytes())
 
@@ -191,20 +231,39 @@ class Index:
         """Where row i is packed."""
         return Place(*self.data["places"][i].tolist()) if self.packed else None
 
+    def labels_of(self, i: int) -> tuple[int, ...]:
+        """The numbers of the classes of row i."""
+        if not self.labels:
+            return ()
+        first, last = self.data["label_ends"][i : i + 2].tolist()
+        return tuple(self.data["labels"][first:last].tolist())
+
+    def open(self, i: int) -> Media:
+        """The file of row i, open to be decoded; Unreadable where it cannot be."""
+        return Media(*self.media(i))
+
     def media(self, i: int) -> tuple[Path, int, int | None, str | None]:
-        """(file, offset, size, name) of row i, as `decode.Media` takes them; raises as `path`."""
+        """(file, offset, size, name) of row i, as `Media` takes them; raises as `path`."""
         place, path = self.place(i), self.path(i)
-        return (path, place.offset, place.size, f"{path}/{i:09d} ({self.name(i)})") if place else (path, 0, None, None)
+        return (path, place.offset, place.size, f"{path}/{i:09d} ({self.inside(i)})") if place else (path, 0, None, None)
+
+    def name(self, i: int) -> str:
+        """What row i is called in messages: its file, and which clip of it where it is packed."""
+        try:
+            path, _, _, packed = self.media(i)
+        except Unreadable as error:
+            return error.path
+        return packed or str(path)
 
     def path(self, i: int) -> Path:
-        """The file of row i. ValueError for a path that leaves the root or names a protocol: a stranger's list may."""
+        """The file of row i. Unreadable for a path that leaves the root or names a protocol, as a list of others' may."""
         if self.packed:
             return self.root / SHARD.format(int(self.data["places"]["shard"][i]))
-        name = self.name(i)
+        name = self.inside(i)
         path, parts = self.root / name, PurePosixPath(name)
-        scheme = SCHEME.match(name) and not path.exists()       # a film may well be called "Part2:end.mp4"
+        scheme = SCHEME.match(name) and not path.exists()       # a file may well be called "Part2:end.mp4"
         if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or scheme:
-            raise ValueError(f"{name!r} is no path below {self.root}: mend the list that names it")
+            raise Unreadable(name, "path leaves its folder")
         return path
 
     def texts(self, skip: np.ndarray | tuple = ()) -> Iterator[str]:
@@ -213,10 +272,10 @@ class Index:
         for before, after in pairwise(edges):
             first, last = self.data["cue_ends"][[before + 1, after]].tolist()
             for block in range(first, last, BLOCK):
-                yield from self.captions(block, min(block + BLOCK, last))
+                yield from self._texts(block, min(block + BLOCK, last))
 
-    def captions(self, first: int, last: int) -> Iterator[str]:
-        """The texts of the cues first, .., last - 1."""
+    def _texts(self, first: int, last: int) -> Iterator[str]:
+        """The texts of the captions first, .., last - 1."""
         ends = self.data["text_ends"][first : last + 1].tolist()
         blob = self.data["texts"][ends[0] : ends[-1]].tobytes()
         return (blob[start - ends[0] : end - ends[0]].decode("utf-8", "replace") for start, end in pairwise(ends))

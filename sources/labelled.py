@@ -9,20 +9,20 @@ What is listed and not there is counted; what is doubtful becomes a line of `pro
 
 import csv
 import hashlib
-import json
 import math
 import os
 import re
-from array import array
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from engine import errors
-from media import captions
-from sources import layouts
+from media.captions import MAX_BYTES, Caption, seconds
+from sources import index, layouts
+from sources.index import Index, Row
 
 SOUNDS = frozenset((".aac", ".ac3", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
                     ".w64", ".wav", ".wma"))
@@ -34,57 +34,27 @@ CAPTIONS = ("caption", "text", "sentence")              # of these columns, the 
 SHARE = 5                                               # one file in so many is held out where nothing says which
 
 
-class Item(NamedTuple):
-    """A file, or from `start` to `end` of it in seconds (inf: its end), and what is known of it."""
-
-    path: Path
-    start: float
-    end: float
-    target: int | tuple[int, ...] | str                 # its class, its classes, or its caption
-
-
-class Items(Sequence):
-    """Items in three flat blocks of memory: of a list of two million, every loader worker would come to have its own copy."""
-
-    def __init__(self, root: Path, rows: Iterable[tuple]):
-        self.root, self.ends, self.times, texts = root, array("q", [0]), array("d"), bytearray()
-        for path, start, end, target in rows:
-            texts += os.fsencode(path) + b"\0" + json.dumps(target).encode()
-            self.ends.append(len(texts))
-            self.times.extend((start, end))
-        self.texts = bytes(texts)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, i: int | slice) -> "Item | list[Item]":
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
-        path, target = self.texts[self.ends[i] : self.ends[i + 1]].split(b"\0")
-        target = json.loads(target)
-        return Item(self.root / os.fsdecode(path), *self.times[2 * i : 2 * i + 2],
-                    tuple(target) if isinstance(target, list) else target)
-
-
 class Labelled(NamedTuple):
-    """A data set: with `classes`, targets are their numbers; without, they are captions. `missing`: listed, but not there."""
+    """A data set: with `classes`, rows have their numbers as labels; without, a caption. `missing`: listed, but not there."""
 
     name: str                                           # ucf101, .. of the official ones, else that of the folder or csv
     kind: str                                           # what most files are: "video", "audio" or "image"
     classes: list[str]
-    multi: bool                                         # whether a target is several classes
-    train: Items
-    test: Items
+    multi: bool                                         # whether a row may have several
+    train: Index
+    test: Index
     missing: list[str]
     listed: tuple[int, int]                             # to train on and to test on, missing ones included
 
 
 class Files:
-    """What lies below a folder: media, and text files to look for lists in, as paths below it; listed when first asked for."""
+    """What lies below a folder: media, and text files to look for lists in, as paths below it; listed when first asked for.
 
-    def __init__(self, root: Path, problems: list[str]):
-        self.root, self.problems = root, problems
+    The indexes of `labelled` are written to train/ and test/ in `out`.
+    """
+
+    def __init__(self, root: Path, problems: list[str], out: Path | None = None):
+        self.root, self.problems, self.out = root, problems, out
 
     @cached_property
     def media(self) -> list[str]:
@@ -130,9 +100,9 @@ class Files:
         return paths
 
     def labelled(self, classes: list[str], train: Iterable, test: Iterable, multi: bool = False, kind: str = "") -> Labelled:
-        """From rows (what is listed, path below the root or None, start, end, target)"""
+        """From rows (what is listed, path below the root or None, start, end, its class, its classes or its caption)"""
         sides, counts, missing, seen = [], [], [], Counter()
-        for rows in (train, test):
+        for side, rows in (("train", train), ("test", test)):
             before = len(missing)
 
             def there(rows):
@@ -141,9 +111,13 @@ class Files:
                         missing.append(listed)
                     else:
                         seen[TYPES.get(os.path.splitext(path)[1].lower(), "")] += 1
-                        yield path, start, end, target
+                        if classes:
+                            yield Row(path, start, end, [], (target,) if isinstance(target, int) else target)
+                        else:
+                            yield Row(path, start, end, [Caption(start, end, target)])
 
-            sides.append(Items(self.root, there(rows)))
+            shutil.rmtree(self.out / side, ignore_errors=True)
+            sides.append(index.write(self.out / side, self.root, there(rows), least=0))
             counts.append(len(sides[-1]) + len(missing) - before)
         most = max(seen, key=seen.get, default="")
         if not kind and seen[most] < seen.total():
@@ -188,14 +162,14 @@ def folder(files: Files, part: int = 1) -> Labelled:
 def captioned(files: Files) -> Labelled:
     """Films and the cues of the subtitles beside them; ValueError where there are none"""
     rows = [(row.path, row.path, cue.start, cue.end, cue.text)
-            for row in layouts.folder(files.root, files.problems) for cue in row.cues]
+            for row in layouts.folder(files.root, files.problems) for cue in row.captions]
     if not rows:
         raise ValueError(f"{files.root} holds no labels: put the files of a class in a folder of its name (train/CLASS and "
                          f"val/CLASS, or CLASS alone), or write labels.csv or captions.csv (path,label or path,caption)")
     return files.labelled([], [], rows, kind="video")
 
 
-def table(path: Path, column: str, problems: list[str]) -> Labelled:
+def table(path: Path, column: str, problems: list[str], out: Path, outside: bool = False) -> Labelled:
     """A csv with a header; labels from `column`, else "label", else captions. Without `split`, one file in five is held out."""
     read = list(columns(path, "path"))
     has = list(read[0][1]) if read else []
@@ -204,10 +178,11 @@ def table(path: Path, column: str, problems: list[str]) -> Labelled:
         raise ValueError(f"{path}: the first line names no column {label or 'label'}, but {', '.join(has) or 'nothing'}: "
                          f"write path,label[,start,end][,split], or csv={path}:COLUMN")
     rows: list[list[tuple]] = [[], []]
-    there: dict[str, bool] = {}
+    there: dict[str, str | None] = {}                   # path below root, by what is listed
+    root = path.parent.absolute()
     for at, row in read:
-        start = captions.seconds(row.get("start") or 0)
-        end = captions.seconds(row.get("end") or math.inf)
+        start = seconds(row.get("start") or 0)
+        end = seconds(row.get("end") or math.inf)
         side = row.get("split", "").lower()
         if not (0 <= start < end and row["path"] and row[label]):
             raise ValueError(f"{path}:{at}: {row['path']!r} from {start:g} to {end:g} s is {row[label]!r}: every row needs a "
@@ -215,9 +190,17 @@ def table(path: Path, column: str, problems: list[str]) -> Labelled:
         if "split" in row and side not in TRAIN + TEST:
             raise ValueError(f"{path}:{at}: split is {row['split']!r}: write train or val")
         if (name := row["path"]) not in there:
-            there[name] = (path.parent / name).is_file()
-        rows[side in TEST].append((name, name if there[name] else None, start, end, row[label]))
-    files = Files(path.parent, problems)
+            place = os.path.normpath(os.path.relpath(root / name, root))
+            if place.startswith(os.pardir) and not outside:
+                raise ValueError(f"{path}:{at}: {name!r} lies outside {path.parent}: put the list above its files, or give "
+                                 f"--allow-outside where you trust it")
+            there[name] = place if (root / place).is_file() else None
+        rows[side in TEST].append((name, there[name], start, end, row[label]))
+    if any(place and place.startswith(os.pardir) for place in there.values()):      # paths of an index lie below its root
+        above = Path(os.path.commonpath([root, *(os.path.normpath(root / place) for place in there.values() if place)]))
+        rows = [[(row[0], row[1] and os.path.relpath(root / row[1], above), *row[2:]) for row in side] for side in rows]
+        root = above
+    files = Files(root, problems, out)
     if label in CAPTIONS and not column:
         return files.labelled([], [], rows[1] or rows[0])
     if not rows[1] and "split" not in has:
@@ -258,7 +241,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(number, fields) of a csv, whether or not a blank follows its commas; ValueError where it cannot be read"""
-    csv.field_size_limit(captions.MAX_BYTES)
+    csv.field_size_limit(MAX_BYTES)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.reader((line.replace("\0", "") for line in file), skipinitialspace=True)
         try:

@@ -4,8 +4,8 @@
     imagenet                      images, a folder a class       youcook2 msrvtt     films with captions
     folder csv                    one's own, of any sort: see `labelled.py`
 
-`load("esc50=~/ESC-50", problems, part=2)` is what others call. Lists are in their official form, anywhere below the folder;
-films and sounds are found by their ids, wherever they lie and in whatever container.
+`load("esc50=~/ESC-50", out, problems, part=2)` is what others call. Lists are in their official form, anywhere below the
+folder; films and sounds are found by their ids, wherever they lie and in whatever container.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from media import captions
 from sources import layouts
-from sources.labelled import TEST, TRAIN, Files, Item, Labelled, columns, fields, folder, known, lines, stem, table  # noqa: F401
+from sources.labelled import TEST, Files, Labelled, columns, fields, folder, known, lines, stem, table
 
 # value: the list by whose name a folder is recognised
 LISTS = {
@@ -34,16 +34,18 @@ OWN = ("labels.csv", "captions.csv")                    # in a folder, they say 
 # ---------------------------------------------------------------------------------------------------------------------
 # [KIND=]PATH
 
-def load(text: str, problems: list[str], part: int = 1) -> Labelled:
+def load(text: str, out: Path, problems: list[str], part: int = 1, outside: bool = False) -> Labelled:
     """"[KIND=]PATH" -> the data set there, its kind found out where it is not given; `part`: which official split or fold.
 
-    "csv=FILE:COLUMN" takes the labels from that column. ValueError, in one line with the remedy, for all that cannot be.
+    Its indexes are written to train/ and test/ in the folder `out`. "csv=FILE:COLUMN" takes the labels from that column;
+    `outside`: a csv may name files that do not lie below its folder. ValueError, with the remedy, for all that cannot be.
     """
     name, path, column = parse(text)
     if not 1 <= part <= parts(text):
         has = f"has 1 to {parts(text)}" if parts(text) > 1 else "has only one"
         raise ValueError(f"there is no split or fold {part} of {text}: {name} {has}")
-    found = table(path, column, problems) if name == "csv" else KINDS[name](Files(path, problems), part)
+    found = (table(path, column, problems, out, outside) if name == "csv"
+             else KINDS[name](Files(path, problems, out), part))
     if not found.train and not found.test:
         first = f": put them there, the first is {found.missing[0]}" if found.missing else ""
         raise ValueError(f"{text}: none of the {len(found.missing)} listed files lies below "

@@ -136,8 +136,8 @@ def encode_all(args: argparse.Namespace, form: Form) -> collections.Counter:
             else:
                 line |= {"clips": [], "texts": []}
                 for film, begin, stop in found:
-                    said = {"path": source.name(i), "start": begin, "end": stop if stop < math.inf else None,
-                            "captions": source[i].cues if form.copy else cut(source[i].cues, begin, stop)}
+                    said = {"path": source.inside(i), "start": begin, "end": stop if stop < math.inf else None,
+                            "captions": source[i].captions if form.copy else cut(source[i].captions, begin, stop)}
                     place, text = writer.add(clips, Path(film), said)
                     if place.shard != shard:
                         check(out / SHARD.format(shard), places)
@@ -210,7 +210,7 @@ def rows(source: Index, journal: Path, form: Form) -> Iterator[Row]:
             if form.copy:
                 yield row._replace(place=place)
             else:
-                yield Row(row.path, 0.0, math.inf, cut(row.cues, begin, stop), place)
+                yield Row(row.path, 0.0, math.inf, cut(row.captions, begin, stop), row.labels, place)
 
 
 def cut(cues: list[Caption], begin: float, end: float) -> list[Caption]:
@@ -241,7 +241,7 @@ def finish(out: Path, broken: collections.Counter) -> None:
     size = sum(path.stat().st_size for path in out.glob("shard-*.tar"))
     shutil.rmtree(out / "partial", ignore_errors=True)
     (out / ".lock").unlink(missing_ok=True)
-    print(f"{out}: {len(packed)} clips with {packed.cues} captions, {size / 1e9:.3f} GB in "
+    print(f"{out}: {len(packed)} clips with {packed.captions} captions, {size / 1e9:.3f} GB in "
           f"{len(list(out.glob('shard-*.tar')))} shards; train with --data shards={out}")
     if broken:
         print(f"{sum(broken.values())} films could not be packed ({counted(broken)}): {out / 'broken.csv'}")
@@ -264,8 +264,8 @@ def opened(folder: Path) -> Index:
 def pack_row(task: tuple[Path, int, Form, str]) -> list[tuple[str, float, float]] | str:
     """(index, row, form, folder for files) -> (file, begin, end) of each clip, in seconds of the film; or what is wrong"""
     folder, number, form, scratch = task
-    row, where = opened(folder)[number], opened(folder).media(number)
     try:
+        row, where = opened(folder)[number], opened(folder).media(number)
         with Media(*where) as film, Media(*where) as sound:
             length = min(row.end, film.duration) - row.start
             if length <= 0:

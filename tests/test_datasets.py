@@ -62,7 +62,7 @@ def test_subtitles_belong_to_the_film_of_their_own_folder_only(tmp_path):
     (tmp_path / "a/f.srt").write_text(SRT.format("in a"))
     (tmp_path / "b/g.v2.srt").write_text(SRT.format("in b"))
     rows, _ = rows_of(folder, tmp_path)
-    assert [[cue.text for cue in row.cues] for row in rows] == [["in a"], [], ["in b"]]
+    assert [[cue.text for cue in row.captions] for row in rows] == [["in a"], [], ["in b"]]
 
 
 def test_linked_folders_are_walked_once_and_loops_end(tmp_path):

@@ -2,10 +2,17 @@
 
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from sources.official import KINDS, detect, load, parse, parts
+from sources import official
+from sources.official import KINDS, detect, parse, parts
+
+
+def load(text, problems, part=1):
+    return official.load(text, Path(tempfile.mkdtemp()), problems, part)
 
 
 def put(root, *media, **texts):
@@ -20,8 +27,15 @@ def put(root, *media, **texts):
     return root
 
 
-def names(items):
-    return [(item.path.name, item.target) for item in items]
+def names(rows):
+    """The rows as (name of the file, its class, its classes or its caption)"""
+    known = lambda row: row.captions[0].text if row.captions else row.labels if len(row.labels) > 1 else row.labels[0]
+    return [(Path(row.path).name, known(row)) for row in rows]
+
+
+def parted(rows):
+    """The rows as (name of the file, start, end, caption)"""
+    return [(Path(row.path).name, row.start, row.end, row.captions[0].text) for row in rows]
 
 
 # UCF101
@@ -240,10 +254,10 @@ def test_audioset_has_several_labels_a_clip_blanks_before_quotes_and_files_named
     data = load(str(root), [])
     assert (data.name, data.kind, data.multi) == ("audioset", "audio", True)
     assert data.classes == ["Speech", "Male speech, man speaking", "Gargling"]
-    assert names(data.train) == [("Y--PJHxphWEs.wav", (0, 2)), ("B0000000000_0.000.flac", (1,)), ("YU0000000000.wav", (0,))]
+    assert names(data.train) == [("Y--PJHxphWEs.wav", (0, 2)), ("B0000000000_0.000.flac", 1), ("YU0000000000.wav", 0)]
     assert data.train[0][1:3] == (30, 40)
     assert data.train[1][1:3] == (0, math.inf)
-    assert names(data.test) == [("Y_000000000_10000_20000.mp4", (1,))]
+    assert names(data.test) == [("Y_000000000_10000_20000.mp4", 1)]
     assert data.missing == ["E0000000000 0-8 s"]
     assert data.listed == (3, 2)
 
@@ -288,7 +302,7 @@ def test_youcook2_reads_columns_by_name_because_the_end_comes_before_the_start(t
     root = put(tmp_path, "validation/226/xHr8X2Wpmno.webm", "validation/1/-_000000000.mkv", validation_youcook_csv=text)
     data = load(str(root), [])
     assert (data.name, data.classes, list(data.train)) == ("youcook2", [], [])
-    assert [(item.path.name, *item[1:]) for item in data.test] == [
+    assert parted(data.test) == [
         ("xHr8X2Wpmno.webm", 47, 60, "pick the ends off"), ("-_000000000.mkv", 7, 9, "mix")]
     assert data.missing == ["XHR8x2wPMNO 67-89 s"], "ids differ in capitals"
 
@@ -299,7 +313,7 @@ def test_youcook2_reads_the_official_json_whose_test_films_have_no_captions(tmp_
     database = {"A0000000000": film("training", "a"), "B0000000000": film("validation", "b")}
     root = put(tmp_path, "A0000000000.mp4", "B0000000000.mp4",
                youcookii_annotations_trainval_json=json.dumps({"database": database}))
-    assert [(item.path.name, *item[1:]) for item in load(str(root), []).test] == [("B0000000000.mp4", 1, 2, "mix")]
+    assert parted(load(str(root), []).test) == [("B0000000000.mp4", 1, 2, "mix")]
     put(tmp_path, youcookii_annotations_trainval_json="{}")
     with pytest.raises(ValueError, match="not of the official form"):
         load(str(root), [])

@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
 import av
 import numpy as np
@@ -59,7 +61,7 @@ def literal(model, root):
 
 
 def loader(model, root, batch, processes):
-    data = official.load(str(root), [])
+    data = official.load(str(root), Path(tempfile.mkdtemp()), [])
     recipe = views.Recipe(model.kind, CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1)
     return views.loader(views.Testing(data.test, 3, recipe), batch, processes.rank, processes.world, 0)
 
@@ -91,7 +93,8 @@ def work(rank, world, folder, films):
     scores = evaluate.classify(model, loader(model, films, 4, processes), processes, per_class=True)
     (folder / f"{rank}.json").write_text(json.dumps(scores))
     trained = folder / "trained"
-    args = evaluate.flags().parse_args(["retrieve", str(trained), str(folder / "captions.csv"), "--out", str(trained)])
+    argv = ["retrieve", str(trained), str(folder / "captions.csv"), "--allow-outside", "--out", str(trained)]
+    args = evaluate.flags().parse_args(argv)
     evaluate.retrieve_command(args, processes)
     embed.embed(trained, films, folder / "2.npz", "video", "vt", None, 2, 4, 0, "fp32", processes)
     processes.end()
@@ -116,7 +119,7 @@ def test_two_processes_score_what_one_scores(films, tmp_path):
     alone = evaluate.classify(model, loader(model, films, 4, Processes()), Processes(), per_class=True)
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]
     two = json.loads((trained / "evaluate.json").read_text())
-    evaluate.main(["retrieve", str(trained), str(tmp_path / "captions.csv")])
+    evaluate.main(["retrieve", str(trained), str(tmp_path / "captions.csv"), "--allow-outside"])
     assert json.loads((trained / "evaluate.json").read_text()) == two
     assert two["retrieve_captions"]["N"] == 7
     embed.embed(trained, films, tmp_path / "1.npz", "video", "vt", None, 2, 4, 0, "fp32", Processes())
@@ -131,7 +134,7 @@ def test_two_processes_score_what_one_scores(films, tmp_path):
 def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_path, capsys):
     run = pretrained(tmp_path / "run")
     captions(films, tmp_path / "captions.csv")
-    evaluate.main(["retrieve", str(run), f"csv={tmp_path}/captions.csv", "--windows", "3"])
+    evaluate.main(["retrieve", str(run), f"csv={tmp_path}/captions.csv", "--allow-outside", "--windows", "3"])
     said = capsys.readouterr()
     model, c, z, firsts = vatt.load(run), CONFIG, [], []
     for row in (tmp_path / "captions.csv").read_text().splitlines()[1:-1]:
@@ -148,8 +151,8 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
             each = model.heads.video(model.backbones.video(clips))[1]
             z.append(each.mean(0))
             firsts.append(each[0])
-    items = official.load(f"csv={tmp_path}/captions.csv", []).test[:7]
-    vectors = embed.vectors(model, items, embed.recipe(c, "video", 3), "vt", 4, 0)
+    items = official.load(f"csv={tmp_path}/captions.csv", tmp_path / "listed", [], outside=True).test
+    vectors = embed.vectors(model, items, range(7), embed.recipe(c, "video", 3), "vt", 4, 0)
     torch.testing.assert_close(torch.cat([rows for rows, _ in vectors]), F.normalize(torch.stack(z), dim=1), atol=1e-5, rtol=0)
     assert (F.normalize(torch.stack(z), dim=1) - F.normalize(torch.stack(firsts), dim=1)).abs().max() > 1e-3
     texts = [row.split(",")[1] for row in (tmp_path / "captions.csv").read_text().splitlines()[1:-1]]
@@ -187,7 +190,7 @@ def test_classify_finds_classes_by_name_and_lists_what_is_missing(films, tmp_pat
     (tmp_path / "labels.csv").write_text("path,label,split\n" + "".join(
         f"{films}/val/{name}/{i}.mp4,{name},{side}\n" for side in ("train", "val")
         for i, name in ((1, "dim"), (2, "none"), (4, "dim"), (9, "none"))))
-    evaluate.main(["classify", str(run), str(tmp_path / "labels.csv")])
+    evaluate.main(["classify", str(run), str(tmp_path / "labels.csv"), "--allow-outside"])
     said = capsys.readouterr()
     assert "labels: 3 of 4 test clips found" in said.out
     assert "2 listed files are not there" in said.err
@@ -235,7 +238,8 @@ def test_images_are_classified(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("command", "said"), [
-    ("classify RUN FILMS --fold 2", "there is no split or fold 2 of"), ("classify RUN CAPTIONS", "has captions, not classes"),
+    ("classify RUN FILMS --fold 2", "there is no split or fold 2 of"),
+    ("classify RUN CAPTIONS --allow-outside", "has captions, not classes"),
     ("classify TRAINED FILMS", "is pre-trained and has no classifier"), ("classify NONE FILMS", "is no run"),
     ("classify OTHER FILMS", "has 3 classes that .* was not trained on, first 'bright'"),
     ("classify RUN FILMS --windows 0", "--windows must be above 0"), ("classify RUN NONE", "there is no"),
@@ -260,7 +264,7 @@ def test_where_no_file_can_be_read_the_exit_code_is_3(films, tmp_path, capsys):
     run = finetuned(tmp_path / "run", "video", ["dim"])
     (tmp_path / "labels.csv").write_text(f"path,label,split\n{films}/val/dim/broken.mp4,dim,val\n")
     with pytest.raises(SystemExit) as end:
-        evaluate.main(["classify", str(run), str(tmp_path / "labels.csv")])
+        evaluate.main(["classify", str(run), str(tmp_path / "labels.csv"), "--allow-outside"])
     assert end.value.code == 3
     assert "none of the 1 files could be read" in capsys.readouterr().err
 

@@ -100,7 +100,7 @@ def test_a_run_folder_holds_settings_log_scores_the_best_and_the_last_checkpoint
 
 def test_a_loaded_run_scores_what_the_run_printed(finished, labelled):
     model, c = classifier.load(finished), classifier.load(finished).config
-    data = official.load(str(labelled), [])
+    data = official.load(str(labelled), finished / "again", [])
     tests = views.Testing(data.test, 3, views.Recipe("video", c.frames, c.fps, c.size, c.rate, 2, 2))
     scores = evaluate.classify(model, views.loader(tests, 4, 0, 1, 0), Processes())
     assert scores["top-1"] == results(finished, "video")["top-1"]
@@ -353,6 +353,7 @@ def test_a_run_does_not_go_on_with_other_classes(labelled, init, tmp_path, capsy
     put = lambda change: data.write_text("\n".join([text[0], *(change(f"{labelled.parent}/{line}") for line in text[1:])]))
     put(lambda line: line)
     argv = ["--task", "video", "--data", str(data), "--init", str(init), "--out", str(tmp_path / "run"), *SHORT]
+    argv += ["--allow-outside"]
     finetune.main(argv)
     (tmp_path / "run" / "results.json").unlink()
     config = (tmp_path / "run" / "config.json").read_bytes()

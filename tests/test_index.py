@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from media.captions import Caption
-from sources.index import Index, Row, complement, held_out, point, write
+from media.decode import Unreadable
+from sources.index import Index, Place, Row, complement, held_out, point, starts, windows, write
 
 ROWS = [
     Row("a.mp4", 0.0, math.inf, [Caption(0.0, 1.5, "stir"), Caption(2.0, 3.0, "der Löffel, 匙")]),
@@ -53,9 +54,9 @@ def test_texts_are_all_captions_but_those_of_the_rows_skipped(tmp_path, monkeypa
     rows = [Row(f"{i}.mp4", 0.0, math.inf, [Caption(0.0, 1.0, f"{i}{j}é") for j in range(i % 4)]) for i in range(11)]
     index = index_of(tmp_path, rows)
     for skip in ((), (0,), (10,), (3, 4, 9), (9, 3, 3), range(11)):
-        expected = [cue.text for i, row in enumerate(rows) if i not in skip for cue in row.cues]
+        expected = [cue.text for i, row in enumerate(rows) if i not in skip for cue in row.captions]
         assert list(index.texts(np.array(skip, dtype=np.int64))) == expected
-    assert list(index.texts()) == [cue.text for row in rows for cue in row.cues]
+    assert list(index.texts()) == [cue.text for row in rows for cue in row.captions]
 
 
 def test_names_and_texts_that_are_no_unicode_survive_or_are_replaced(tmp_path):
@@ -132,8 +133,9 @@ def test_a_missing_or_damaged_index_is_refused_by_name_and_with_the_remedy(tmp_p
 ])
 def test_a_path_that_leaves_the_root_is_refused(tmp_path, path):
     index = index_of(tmp_path, [path])
-    with pytest.raises(ValueError, match="no path below /films"):
+    with pytest.raises(Unreadable, match="path leaves its folder"):
         index.path(0)
+    assert index.name(0) == path
 
 
 def test_odd_names_of_real_files_are_not_mistaken_for_protocols(tmp_path):
@@ -141,6 +143,48 @@ def test_odd_names_of_real_files_are_not_mistaken_for_protocols(tmp_path):
     (tmp_path / "Part2:end.mp4").touch()
     index = index_of(tmp_path, names, root=tmp_path)
     assert [index.path(i) for i in range(len(names))] == [tmp_path / name for name in names]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_classes_of_rows_are_kept_and_take_no_room_where_there_are_none(tmp_path, packed):
+    place = Place(0, 0, 0, 0) if packed else None
+    rows = [Row("a.wav", 0.1, 0.7, [], (3,), place), Row("b.wav", 0.0, math.inf, [Caption(0.0, 1.0, "x")], (0, 526, 7), place),
+            Row("c.wav", 0.0, math.inf, [], (), place)]
+    index = write(tmp_path / "index", tmp_path, rows, packed)
+    assert list(index) == rows
+    assert "labels" in {p.name for p in (tmp_path / "index").iterdir()}
+    none = write(tmp_path / "none", tmp_path, [row._replace(labels=()) for row in rows], packed)
+    assert [row.labels for row in none] == [()] * 3
+    assert not {"labels", "label_ends"} & {p.name for p in (tmp_path / "none").iterdir()}
+
+
+def test_an_index_of_the_format_before_is_still_read(tmp_path):
+    index_of(tmp_path, ROWS)
+    head = json.loads((tmp_path / "index" / "index.json").read_text())
+    del head["labels"]
+    (tmp_path / "index" / "index.json").write_text(json.dumps(head | {"format": 2}))
+    spans = np.fromfile(tmp_path / "index" / "spans", "<f8")
+    spans.astype("<f4").tofile(tmp_path / "index" / "spans")
+    assert list(Index(tmp_path / "index")) == ROWS
+
+
+# Where clips begin
+
+def test_a_clip_begins_where_a_whole_one_follows_or_at_the_start_of_a_row_that_is_too_short():
+    row = Row("a.mp4", 2.0, 9.0, [])
+    assert starts(row, 20.0, 3.0) == (2.0, 6.0)
+    assert starts(row, 6.0, 3.0) == (2.0, 3.0)
+    assert starts(row, 4.0, 3.0) == (2.0, 2.0)
+    assert starts(row._replace(end=math.inf), 20.0, 3.0) == (2.0, 17.0)
+    for begin in (20.0, 25.0, -1.0, math.nan):
+        with pytest.raises(Unreadable, match="start past the end"):
+            starts(row._replace(start=begin), 20.0, 3.0)
+
+
+def test_windows_cover_the_file_and_begin_on_frames():
+    assert windows(0.0, 251 / 25 - 64 / 25, 4, 25.0) == [0, 62 / 25, 124 / 25, 187 / 25]
+    assert windows(1.0, 2.0, 1, 10.0) == [1.5]
+    assert windows(3.0, 3.0, 4, 10.0) == [3.0] * 4
 
 
 # Held-out files

@@ -2,12 +2,18 @@
 
 import math
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from sources.labelled import Items, apart
-from sources.official import load
+from media.captions import Caption
+from sources import official
+from sources.labelled import apart
+
+
+def load(text, problems, part=1, **how):
+    return official.load(text, Path(tempfile.mkdtemp()), problems, part, **how)
 
 
 def put(root, *names, text=""):
@@ -17,8 +23,9 @@ def put(root, *names, text=""):
     return root
 
 
-def names(items):
-    return [(item.path.name, item.target) for item in items]
+def names(rows):
+    """The rows as (name of the file, class or caption)"""
+    return [(Path(row.path).name, *row.labels, *(caption.text for caption in row.captions)) for row in rows]
 
 
 @pytest.mark.parametrize("sides", [("train", "val"), ("training", "validation"), ("Train", "test")])
@@ -34,7 +41,7 @@ def test_a_folder_for_each_class_below_train_and_val(tmp_path, sides):
 def test_a_folder_without_parts_holds_a_fifth_of_each_class_out_whatever_the_order(tmp_path):
     put(tmp_path, *(f"{name}/{i}.wav" for name, n in (("a", 20), ("b", 3), ("c", 1)) for i in range(n)))
     data = load(str(tmp_path), [])
-    assert [sum(item.target == k for item in data.test) for k in range(3)] == [4, 1, 0]
+    assert [sum(row.labels == (k,) for row in data.test) for k in range(3)] == [4, 1, 0]
     assert len(data.train) + len(data.test) == 24
     rows = [(f"{i}.wav", "a") for i in range(20)]
     assert sorted(apart(rows)[1]) == sorted(apart(rows[::-1])[1])
@@ -58,20 +65,14 @@ def test_films_with_subtitles_are_films_with_captions(tmp_path):
     (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:02,500\na red cloth\n")
     data = load(str(tmp_path), [])
     assert data.classes == []
-    assert [(item.path.name, *item[1:]) for item in data.test] == [("a.mp4", 1.0, 2.5, "a red cloth")]
+    assert [row[:4] for row in data.test] == [("a.mp4", 1.0, 2.5, [Caption(1.0, 2.5, "a red cloth")])]
 
 
-def test_items_are_a_sequence_of_what_was_listed_and_small_to_send_to_workers():
-    rows = [("a b/ü.mp4", 0.0, math.inf, 3), ("x.mp4", 1.25, 2.0, (1, 5)),
-            ("y\udcff.mp4", 0.5, 1.0, 'a "caption"'), ("z", 0, 1, ())]
-    items = pickle.loads(pickle.dumps(Items(Path("/root"), rows)))
-    assert list(items) == [(Path("/root", path), *rest) for path, *rest in rows]
-    assert items[-1] == items[3]
-    assert items[1:4:2] == [items[1], items[3]]
-    with pytest.raises(IndexError):
-        items[4]
-    many = Items(Path("/data"), ((f"part{i % 40:02}/Y{i:011}.wav", i, i + 10.0, (i % 527, 3)) for i in range(10_000)))
-    assert len(pickle.dumps(many)) < 80 * len(many)
+def test_a_data_set_is_small_to_send_to_workers_however_many_rows_it_has(tmp_path):
+    root = put(tmp_path, "train/a/0.wav", *(f"val/a/{i}.wav" for i in range(500)))
+    data = load(str(root), [])
+    assert len(pickle.dumps(data)) < 1500
+    assert list(pickle.loads(pickle.dumps(data)).test) == list(data.test)
 
 
 def test_a_folder_without_any_labels_says_what_labels_look_like(tmp_path):
@@ -90,7 +91,8 @@ def test_a_csv_of_path_label_times_and_split(tmp_path):
             "clips/1.mp4,jump,,,val\nclips/9.mp4,jump,,,val\n")
     data = load(str(table(tmp_path, text)), [])
     assert (data.name, data.kind, data.classes) == ("labels", "video", ["jump", "run, fast"])
-    assert [(item.path.name, *item[1:]) for item in data.train] == [("0.mp4", 0, 1.5, 1), ("0.mp4", 1.5, math.inf, 0)]
+    assert [(row.path, row.start, row.end, row.labels) for row in data.train] == [
+        ("clips/0.mp4", 0, 1.5, (1,)), ("clips/0.mp4", 1.5, math.inf, (0,))]
     assert names(data.test) == [("1.mp4", 0)]
     assert data.missing == ["clips/9.mp4"]
 
@@ -100,7 +102,7 @@ def test_a_csv_without_split_keeps_all_parts_of_a_film_on_one_side(tmp_path):
     text = "path,label,start,end\n" + "".join(rows)
     data = load(f"csv={table(tmp_path, text)}/labels.csv", [])
     assert data.test
-    assert not {item.path for item in data.train} & {item.path for item in data.test}
+    assert not {row.path for row in data.train} & {row.path for row in data.test}
 
 
 def test_a_csv_takes_its_labels_from_a_named_column(tmp_path):
@@ -127,3 +129,18 @@ def test_a_csv_of_captions_is_for_retrieval(tmp_path, column):
 def test_a_row_that_cannot_be_is_an_error_with_its_line(tmp_path, row, said):
     with pytest.raises(ValueError, match=said):
         load(str(table(tmp_path, f"path,label,start,end,split\nclips/0.mp4,a,0,1,train\n{row}\n")), [])
+
+
+def test_files_outside_the_folder_of_a_list_are_taken_only_where_that_is_allowed(tmp_path):
+    put(tmp_path, "other/1.mp4", "lists/2.mp4")
+    inside, outside = str(tmp_path / "lists/2.mp4"), str(tmp_path / "other/1.mp4")
+    path = tmp_path / "lists" / "labels.csv"
+    for odd in (outside, "../other/1.mp4"):
+        path.write_text(f"path,label,split\n{inside},a,train\n{odd},a,val\n")
+        with pytest.raises(ValueError, match=r"labels.csv:3: .*1.mp4' lies outside .*lists: .*--allow-outside"):
+            load(str(path), [])
+        data = load(str(path), [], outside=True)
+        assert [data.train.name(0), data.test.name(0)] == [inside, outside]
+    path.write_text(f"path,label,split\n{inside},a,train\n2.mp4,a,val\n")
+    data = load(str(path), [])
+    assert [row.path for row in (data.train[0], data.test[0])] == ["2.mp4", "2.mp4"]

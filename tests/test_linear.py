@@ -10,7 +10,8 @@ from test_classifier import CLASSES, CONFIG
 from torch.testing import assert_close
 
 from engine.processes import Processes
-from sources.labelled import Items
+from sources import index
+from sources.index import Row
 from tools import linear, views
 from tools.classifier import Classifier
 
@@ -18,10 +19,11 @@ from tools.classifier import Classifier
 @pytest.fixture(scope="module")
 def tests(tmp_path_factory):
     root = tmp_path_factory.mktemp("films")
-    rows = [(film(root / f"{i}.mp4", seconds=0.8, seed=i).name, 0.0, math.inf, i % 3) for i in range(6)]
+    rows = [Row(film(root / f"{i}.mp4", seconds=0.8, seed=i).name, 0.0, math.inf, [], (i % 3,)) for i in range(6)]
     (root / "bad.mp4").touch()
-    rows.insert(2, ("bad.mp4", 0.0, math.inf, 0))
-    return views.Testing(Items(root, rows), 3, views.Recipe("video", CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1))
+    rows.insert(2, Row("bad.mp4", 0.0, math.inf, [], (0,)))
+    recipe = views.Recipe("video", CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1)
+    return views.Testing(index.write(root / "index", root, rows), 3, recipe)
 
 
 def features(model, tests, path):
@@ -32,11 +34,11 @@ def test_features_are_z_out_of_every_view_and_computed_once(tests, tmp_path, mon
     model = Classifier(CONFIG, "video", CLASSES, head="low-rank").eval()
     found = features(model, tests, tmp_path / "f.npz")
     assert found.number.tolist() == [0, 1, 3, 4, 5, 6]
-    assert found.failed == [(str(tests.items[2].path), "empty file")]
+    assert found.failed == [(tests.index.name(2), "empty file")]
     for row, i in enumerate(found.number.tolist()):
         assert_close(found.z[row], model.features(views.inputs(torch.from_numpy(tests[i][0]["x"]))))
     monkeypatch.setattr(model, "features", None)  # what is not called again
-    same = views.Testing(Items(tests.items.root, [(i.path.name, *i[1:]) for i in tests.items]), 3, tests.recipe)
+    same = views.Testing(index.write(tmp_path / "index", tests.index.root, tests.index), 3, tests.recipe)
     again = features(model, same, tmp_path / "f.npz")
     assert all(torch.equal(a, b) for a, b in zip(found[:3], again[:3], strict=True))
     assert again.failed == found.failed
@@ -48,7 +50,7 @@ def test_other_weights_or_other_files_have_other_features(tests, tmp_path):
     torch.manual_seed(1)
     second = features(Classifier(CONFIG, "video", CLASSES, head="low-rank").eval(), tests, tmp_path / "f.npz")
     assert not torch.equal(first.z, second.z)
-    fewer = views.Testing(tests.items[:2], 3, tests.recipe)
+    fewer = views.Testing(tests.index, 3, tests.recipe, range(2))
     assert len(features(model, fewer, tmp_path / "f.npz").z) == 2
 
 

@@ -77,7 +77,7 @@ def test_shards_are_plain_tars_whose_members_are_the_rows_of_the_index(packed):
         assert zlib.crc32(clip) == row.place.crc == checksum(path, row.place.offset, row.place.size)
         said = json.loads(text)
         assert said["path"] == row.path == f"{i:02d}.mp4"
-        assert said["captions"] == [[*map(pytest.approx, cue[:2]), cue.text] for cue in row.cues]
+        assert said["captions"] == [[*map(pytest.approx, cue[:2]), cue.text] for cue in row.captions]
 
 
 def test_packed_clips_show_and_sound_like_their_films(packed, films):
@@ -224,7 +224,7 @@ def test_files_are_copied_as_they_are_where_that_is_asked_for(films, tmp_path):
         assert tar.extractfile("000000003.mp4").read() == (films / "03.mp4").read_bytes()
     row = index.Index(tmp_path / "out" / "index")[1]
     assert row[:3] == ("01.mp4", 0.0, math.inf)
-    assert [cue.text for cue in row.cues] == ["film number1 begins", "number1 goes on"]
+    assert [cue.text for cue in row.captions] == ["film number1 begins", "number1 goes on"]
 
 
 def test_a_long_film_becomes_pieces_that_follow_each_other(tmp_path):
@@ -241,7 +241,7 @@ def test_a_long_film_becomes_pieces_that_follow_each_other(tmp_path):
                 assert abs(a.astype(float) - b).mean() < 3
                 assert np.corrcoef(clip.audio(0.5, 4000, 8000), whole.audio(2 * i + 0.5, 4000, 8000))[0, 1] > 0.98
     assert {rows.data["hashes"][i] for i in range(3)} == {rows.data["hashes"][0]}, "pieces of a film are held out together"
-    assert [(round(c.start, 2), c.text) for c in rows[1].cues] == [(-2.0, "one"), (0.5, "two"), (3.0, "three")]
+    assert [(round(c.start, 2), c.text) for c in rows[1].captions] == [(-2.0, "one"), (0.5, "two"), (3.0, "three")]
 
 
 def test_the_part_of_a_film_that_a_list_names_is_cut_out(tmp_path):

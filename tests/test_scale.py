@@ -12,8 +12,8 @@ def test_the_made_up_index_is_what_an_index_is(tmp_path):
     true = tmp_path / "true" / "index"
     index.write(true, tmp_path, (made[i] for i in range(len(made))), packed=True)
     assert [made[i] for i in (0, 1, 2999)] == [index.Index(true)[i] for i in (0, 1, 2999)]
-    assert made.name(2999) == "000002999.mp4"
-    assert made[17].cues[0].text.endswith("000000017")
+    assert made.inside(2999) == "000002999.mp4"
+    assert made[17].captions[0].text.endswith("000000017")
     for name in ("path_ends", "spans", "times", "texts", "text_ends", "places"):
         assert (tmp_path / "index" / name).read_bytes() == (true / name).read_bytes()
     assert len(np.unique(made.data["hashes"])) == 3000

@@ -7,7 +7,8 @@ import pytest
 import torch
 from films import film, image
 
-from sources.labelled import Item
+from sources import index
+from sources.index import Row
 from tools import views
 
 RECIPE = views.Recipe("video", frames=4, fps=10.0, size=16, rate=8000, windows=3, crops=3)
@@ -16,7 +17,8 @@ RECIPE = views.Recipe("video", frames=4, fps=10.0, size=16, rate=8000, windows=3
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
-    return [Item(film(folder / f"{i}.mp4", sound=i < 3, seed=i), 0.0, math.inf, i % 3) for i in range(4)]
+    rows = [Row(film(folder / f"{i}.mp4", sound=i < 3, seed=i).name, 0.0, math.inf, [], (i % 3,)) for i in range(4)]
+    return index.write(folder / "index", folder, rows)
 
 
 def same(one, other):
@@ -28,7 +30,7 @@ def test_a_random_view_is_a_function_of_seed_step_and_slot(films):
     assert same(views_of(0)[5, 2][0], views_of(0)[5, 2][0])
     assert not same(views_of(0)[5, 2][0], views_of(1)[5, 2][0])
     taken = [views_of(0)[0, slot][0]["path"] for slot in range(4)]
-    assert sorted(taken) == sorted(str(item.path) for item in films), "a pass takes each file once"
+    assert sorted(taken) == sorted(map(films.name, range(4))), "a pass takes each file once"
 
 
 @pytest.mark.parametrize("cache", [0.0, 1.0])
@@ -39,14 +41,8 @@ def test_test_views_are_windows_times_crops_of_each_file_in_order(films, cache):
     early, late = item["x"][1].astype(int), item["x"][7].astype(int)  # the central crops of the first and the last window
     assert np.abs(early - late).max() > 20
     if not cache:
-        with views.decode.Media(films[1].path) as media:
+        with films.open(1) as media:
             assert np.array_equal(early, media.video(0.0, 4, 10.0, (0, 0, 1, 1), (16, 21))[:, :, 2:18])
-
-
-def test_windows_cover_the_file_and_begin_on_frames():
-    assert views.windows(0.0, 251 / 25 - 64 / 25, 4, 25.0) == [0, 62 / 25, 124 / 25, 187 / 25]
-    assert views.windows(1.0, 2.0, 1, 10.0) == [1.5]
-    assert views.windows(3.0, 3.0, 4, 10.0) == [3.0] * 4
 
 
 @pytest.mark.parametrize(("h", "w"), [(16, 40), (40, 16), (16, 16)])
@@ -62,19 +58,19 @@ def test_crops_go_from_one_end_of_the_longer_side_to_the_other(h, w):
 def test_sound_is_as_long_as_the_frames_and_a_film_without_it_is_counted(films):
     tests = views.Testing(films, 3, RECIPE._replace(kind="audio"))
     assert tests[0][0]["x"].shape == (3, 3200)
-    assert tests[3] == (None, [(str(films[3].path), "no sound")])
+    assert tests[3] == (None, [(films.name(3), "no sound")])
     view, failed = views.Training(films, 3, RECIPE._replace(kind="audio"), 4)[0, 1]
     assert view["x"].shape == (3200,)
     for step in range(8):
         _, more = views.Training(films, 3, RECIPE._replace(kind="audio"), 4)[step, 0]
         failed = failed + more
-    assert (str(films[3].path), "no sound") in failed
+    assert (films.name(3), "no sound") in failed
 
 
 def test_an_image_is_one_frame(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     image(tmp_path / "a.png", picture)
-    items = [Item(tmp_path / "a.png", 0.0, math.inf, 0)]
+    items = index.write(tmp_path / "index", tmp_path, [Row("a.png", 0.0, math.inf, [], (0,))])
     recipe = RECIPE._replace(kind="image", frames=2, size=20, crops=1)
     x = views.Testing(items, 1, recipe)[0][0]["x"]
     assert x.shape == (1, 20, 20, 3)
@@ -82,8 +78,9 @@ def test_an_image_is_one_frame(tmp_path):
     assert views.Training(items, 1, recipe, 2)[0, 0][0]["x"].shape == (20, 20, 3)
 
 
-def test_several_classes_are_several_ones(films):
-    items = [films[0]._replace(target=(0, 4))]
+def test_several_classes_are_several_ones_and_have_the_numbers_that_the_model_knows_them_by(films, tmp_path):
+    items = index.write(tmp_path / "index", films.root, [films[0]._replace(labels=(0, 4))])
+    assert views.Testing(items, 5, RECIPE, numbers=[3, 0, 1, 2, 4])[0][0]["y"].tolist() == [0, 0, 0, 1, 1]
     assert views.Testing(items, 5, RECIPE)[0][0]["y"].tolist() == [1, 0, 0, 0, 1]
 
 
@@ -109,8 +106,8 @@ def test_pixels_reach_minus_one_and_one_and_sound_stays():
     assert views.inputs(sound) is sound
 
 
-def test_a_part_shorter_than_a_view_shows_and_sounds_nothing_of_what_comes_after_it(films):
-    part = [films[0]._replace(start=0.2, end=0.4)]  # two frames, 1600 amplitudes
+def test_a_part_shorter_than_a_view_shows_and_sounds_nothing_of_what_comes_after_it(films, tmp_path):
+    part = index.write(tmp_path / "index", films.root, [films[0]._replace(start=0.2, end=0.4)])  # two frames, 1600 amplitudes
     seen = views.Testing(part, 3, RECIPE._replace(windows=1, crops=1))[0][0]["x"][0]
     assert np.array_equal(seen[:2], seen[2:])
     assert not np.array_equal(seen[0], seen[1])

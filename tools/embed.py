@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ from engine.errors import printable
 from engine.processes import Processes
 from engine.run import write_whole
 from media.decode import Media, Unreadable
-from sources.labelled import TYPES, Files, Item
+from sources import index
+from sources.index import Index, Row
+from sources.labelled import TYPES, Files
 from tools import figures, views
 
 SPACES = {"video": ("vt", "va"), "image": ("vt", "va"), "audio": ("va",), "text": ("vt",)}  # the first is taken unasked
@@ -38,13 +41,13 @@ def recipe(config: vatt.Config, kind: str, windows: int = 4, fps: float | None =
 
 
 @torch.no_grad()
-def vectors(model: vatt.Trained, items: list[Item], recipe: views.Recipe, space: str, batch: int, workers: int,
+def vectors(model: vatt.Trained, files: Index, rows: range, recipe: views.Recipe, space: str, batch: int, workers: int,
             precision: str = "fp32") -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
-    """Batch by batch, in order: vectors (B, d) of length 1, NaN for a file that could not be read; what failed, and why.
+    """Batch by batch: vectors (B, d) of length 1 of those `rows` of `files`, NaN where unreadable; what failed, and why.
 
     Raises FloatingPointError where the model has no numbers to say, ChildProcessError where a worker died.
     """
-    dataset = views.Testing([item._replace(target=()) for item in items], 0, recipe)
+    dataset = views.Testing(files, 0, recipe, rows)
     width, done = model.config.d_va if space == "va" else model.config.d_vt, 0
     for part, failed in survived(views.loader(dataset, batch, 0, 1, workers), dataset):
         rows = torch.full((len(failed) + (len(part["x"]) if part else 0), width), math.nan)
@@ -98,20 +101,22 @@ def embed(run: Path, source: Path, out: Path, kind: str | None, space: str | Non
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
     windows = windows if kind in ("video", "audio") else 1
-    changed = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, dict.fromkeys(item.path for item in items))]
+    paths = dict.fromkeys(source / row.path for row in items)
+    changed = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
     key = digest(weights_of(model), kind, space, windows, changed, *zip(ids, items, strict=True))
     if out.is_file() and read(out)["key"] == key:
         return processes.print(f"{out} holds all {len(ids)} already")
     mine = range(processes.rank, len(ids), processes.world)
     kept = Partial(out, processes, model.config.d_va if space == "va" else model.config.d_vt, key, len(mine))
-    rest = [items[i] for i in mine][kept.rows :]
     unit = f"moments of {seconds:g} s" if seconds and kind == "video" else "sentences" if kind == "text" else f"{kind} files"
     processes.print(f"{source}: {len(ids)} {unit}, {windows} windows each, space {space}; {kept.rows} done before")
     if kind == "text":
         texts = [ids[i] for i in mine][kept.rows :]
         steps = ((sentences(model, texts[i : i + batch]), []) for i in range(0, len(texts), batch))
     else:
-        steps = vectors(model, rest, recipe(model.config, kind, windows), space, batch, workers, precision)
+        scratch = tempfile.TemporaryDirectory()
+        files = index.write(Path(scratch.name) / "index", source, items)
+        steps = vectors(model, files, mine[kept.rows :], recipe(model.config, kind, windows), space, batch, workers, precision)
     pause = 0.5 if sys.stderr.isatty() else 30
     with tqdm(total=len(mine), initial=kept.rows, mininterval=pause, disable=not processes.first) as bar:
         for rows, failed in steps:
@@ -135,8 +140,8 @@ def embed(run: Path, source: Path, out: Path, kind: str | None, space: str | Non
     kept.remove()
 
 
-def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str, list[Item], list[str], list[str]]:
-    """A folder or a text file -> (kind, items, their ids in order, problems)"""
+def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str, list[Row], list[str], list[str]]:
+    """A folder or a text file -> (kind, rows, their ids in order, problems)"""
     problems: list[str] = []
     if source.is_file():
         if TYPES.get(source.suffix.lower()):
@@ -144,7 +149,7 @@ def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str
         texts = [line.strip() for line in source.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
         if not texts or kind not in (None, "text"):
             raise ValueError(f"{source} holds no sentence" if not texts else f"--kind {kind}: {source} is a text file")
-        return "text", [Item(source, 0.0, math.inf, "")] * len(texts), texts, problems
+        return "text", [Row("", 0.0, math.inf, [])] * len(texts), texts, problems
     if not source.is_dir():
         raise ValueError(f"there is no {source}: name a folder of films, sounds or images, or a text file")
     files = Files(source, problems)
@@ -162,10 +167,10 @@ def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str
     if seconds and kind == "video":
         items, ids = moments(source, paths, seconds, problems)
         return kind, items, ids, problems
-    return kind, [Item(source / path, 0.0, math.inf, "") for path in paths], paths, problems
+    return kind, [Row(path, 0.0, math.inf, []) for path in paths], paths, problems
 
 
-def moments(source: Path, paths: list[str], seconds: float, problems: list[str]) -> tuple[list[Item], list[str]]:
+def moments(source: Path, paths: list[str], seconds: float, problems: list[str]) -> tuple[list[Row], list[str]]:
     """Films in parts of `seconds` that overlap by half, the last one at the end; ids are the films' paths"""
     items, ids = [], []
     for path in paths:
@@ -176,7 +181,7 @@ def moments(source: Path, paths: list[str], seconds: float, problems: list[str])
             problems.append(f"{printable(path)}: {e.reason}")
             continue
         steps = math.ceil(2 * last / seconds)
-        items += [Item(source / path, start, start + seconds, "")
+        items += [Row(path, start, start + seconds, [])
                   for start in (last * i / max(1, steps) for i in range(steps + 1))]
         ids += [path] * (steps + 1)
     if not items:

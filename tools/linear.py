@@ -77,11 +77,11 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
              cached: Path, timeout: float = 0) -> Features:
     """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views."""
     digest = hashlib.sha256(repr((dataset.recipe._replace(cache=0.0), model.precision)).encode())
-    for item in dataset.items:
+    for k in dataset.rows:
         with contextlib.suppress(OSError):
-            status = os.stat(item.path)
+            status = os.stat(dataset.index.name(k))
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(repr(item).encode("utf-8", "surrogateescape"))
+        digest.update(repr((dataset.index.name(k), dataset.index[k])).encode("utf-8", "surrogateescape"))
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode() + weight.cpu().numpy().tobytes())
     if cached.is_file():

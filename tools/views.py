@@ -8,6 +8,7 @@ To test, x is (B, V, ...): V = windows x crops views of a video, windows of a so
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from engine import loading
 from engine.sampling import Sampler
 from media import decode
 from media.cache import Reader
+from sources.index import Index, Row, starts, windows
 from tools import augment
 
 
@@ -48,19 +50,24 @@ reader = functools.cache(Reader)  # what is decoded to train on is not decoded a
 
 
 class Views(Dataset):
-    """What both kinds of views share: files with labels.  items: (path, start, end, target), see downstream.py"""
+    """What both kinds of views share: the rows of an index, all or those of the numbers `rows`, and their labels.
 
-    def __init__(self, items: list, classes: int, recipe: Recipe):
-        self.items, self.classes, self.recipe = items, classes, recipe
+    `numbers`: what the labels' numbers are to a model that knows them by others.
+    """
+
+    def __init__(self, index: Index, classes: int, recipe: Recipe, rows: Sequence[int] | None = None,
+                 numbers: Sequence[int] | None = None):
+        self.index, self.classes, self.recipe = index, classes, recipe
+        self.rows, self.numbers = range(len(index)) if rows is None else rows, numbers or range(classes)
         self.reader, self.in_flight = reader(recipe.size, recipe.fps, recipe.rate, recipe.cache), loading.InFlight(0)
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.rows)
 
-    def target(self, item) -> np.ndarray:
+    def target(self, row: Row) -> np.ndarray:
         """Its classes as ones among zeros, (C,) float32"""
         y = np.zeros(self.classes, np.float32)
-        y[[item.target] if isinstance(item.target, int) else list(item.target)] = 1
+        y[[self.numbers[k] for k in row.labels if self.classes]] = 1
         return y
 
     def pixels(self, media, start: float, end: float, box, size: tuple[int, int]) -> np.ndarray:
@@ -84,9 +91,9 @@ class Views(Dataset):
 class Training(Views):
     """Item (step, slot) -> (a random view of a file, what failed on the way to it): a pure function of seed, step, slot."""
 
-    def __init__(self, items: list, classes: int, recipe: Recipe, batch: int, seed: int = 0):
-        super().__init__(items, classes, recipe)
-        self.slots, self.seed = Sampler([len(items)], [1.0], batch, seed), seed
+    def __init__(self, index: Index, classes: int, recipe: Recipe, batch: int, seed: int = 0):
+        super().__init__(index, classes, recipe)
+        self.slots, self.seed = Sampler([len(index)], [1.0], batch, seed), seed
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[dict, list[tuple[str, str]]]:
         step, slot = at
@@ -94,8 +101,8 @@ class Training(Views):
 
     def view(self, k: int, rng: np.random.Generator) -> dict:
         """A random place, crop, flip and colour of file k (A.2.1)"""
-        r, item = self.recipe, self.items[k]
-        with self.in_flight.track(str(item.path)), self.reader.open(item.path) as media:
+        r, item, name = self.recipe, self.index[k], self.index.name(k)
+        with self.in_flight.track(name), self.reader.open(*self.index.media(k)) as media:
             start = data.random_start(rng, item, media.duration, r)
             if r.kind == "audio":
                 x = self.sound(media, start, item.end)
@@ -104,17 +111,19 @@ class Training(Views):
                 x = self.pixels(media, start, item.end, box, (r.size, r.size))
         return dict(x=x, y=self.target(item), flip=bool(rng.random() < r.flip), colour=augment.colour_draws(rng, *r.colour),
                     key=int(rng.integers(2**62)), mix=np.float32(rng.beta(r.mixup, r.mixup) if r.mixup else 1.0),
-                    path=str(item.path))
+                    path=name)
 
 
 class Testing(Views):
     """Item i -> (all views of file i, []), or (None, why it could not be read)."""
 
     def __getitem__(self, i: int) -> tuple[dict | None, list[tuple[str, str]]]:
-        r, item = self.recipe, self.items[i]
+        k = self.rows[i]
+        r, item, name = self.recipe, self.index[k], self.index.name(k)
         try:
-            with self.in_flight.track(str(item.path)), self.reader.open(item.path) as media:
-                at = windows(*data.starts(item, media.duration, r), 1 if r.kind == "image" else r.windows, r.fps)
+            with self.in_flight.track(name), self.reader.open(*self.index.media(k)) as media:
+                first, last = starts(item, media.duration, r.frames / r.fps)
+                at = windows(first, last, 1 if r.kind == "image" else r.windows, r.fps)
                 if r.kind == "audio":
                     x = [self.sound(media, start, item.end) for start in at]
                 else:
@@ -123,13 +132,7 @@ class Testing(Views):
                          for view in crops(self.pixels(media, start, item.end, (0, 0, 1, 1), (h, w)), r.size, r.crops)]
         except decode.Unreadable as e:
             return None, [(str(e.path), e.reason)]
-        return dict(x=np.stack(x), y=self.target(item), path=str(item.path), number=i), []
-
-
-def windows(first: float, last: float, n: int, fps: float) -> list[float]:
-    """n starts from `first` to `last`, evenly spread, on whole frames; one is in the middle (A.2.5)"""
-    at = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
-    return [first + math.floor((last - first) * share * fps + 1e-6) / fps for share in at]
+        return dict(x=np.stack(x), y=self.target(item), path=name, number=i), []
 
 
 def shape(width: int, height: int, size: int) -> tuple[int, int]:
