@@ -1,1 +1,9 @@
-"""Speed and cost as tables: `python -m bench model | data | audit`."""
+"""Speed and cost beside what people would use instead: `python -m bench --help`."""
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """Lines of columns as wide as they need to be, the first one flush left"""
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = ([f"{cell:{'>' if i else ''}{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+             for row in (titles, *rows))
+    return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -15,6 +15,7 @@ import dataclasses
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import table
 from transformer import SIZES, Size, Transformer
 from vatt import PRESETS, Backbones, Config
 
@@ -28,6 +29,18 @@ TABLE_6 = {(32, 224, 0.0): 548.1, (64, 224, 0.0): 1222.1, (32, 320, 0.75): 279.8
 # Table 7: millions of parameters.
 TABLE_7 = {"small": 20.9, "base": 87.9, "medium": 155.0, "large": 306.1}
 VIEWS = 12
+
+
+def flags(commands, common) -> None:
+    """Adds the command line of `audit`"""
+    commands.add_parser("audit", parents=[common], help="the paper's cost tables, counted again").set_defaults(run=run)
+
+
+def run(_p, _args, _device: str) -> list[dict]:
+    """`python -m bench audit`: prints the table, returns its rows"""
+    found = rows()
+    print(report(found))
+    return found
 
 
 def flops(run) -> int:
@@ -134,9 +147,7 @@ What contradicts what:
 
 def report(found: list[dict]) -> str:
     """The table of `rows()`, and what contradicts what"""
-    lines = [f"{'table':6}{'row':40}{'unit':6}{'paper':>10}{'paper’s way':>14}{'diff':>8}{'ours':>10}{'diff':>8}"]
-    for r in found:
-        digits = 2 if r["unit"] == "TFLOP" else 1
-        lines.append(f"{r['table']:6}{r['row']:40}{r['unit']:6}{r['paper']:10.{digits}f}{r['paper_way']:14.{digits + 1}f}"
-                     f"{r['paper_way_diff']:+7.2f}%{r['ours']:10.{digits + 1}f}{r['ours_diff']:+7.1f}%")
-    return "\n".join(lines) + "\n" + contradictions()
+    number = lambda r, key, more: f"{r[key]:.{(2 if r['unit'] == 'TFLOP' else 1) + more}f}"
+    cells = [[r["table"], r["row"], r["unit"], number(r, "paper", 0), number(r, "paper_way", 1),
+              f"{r['paper_way_diff']:+.2f}%", number(r, "ours", 1), f"{r['ours_diff']:+.1f}%"] for r in found]
+    return table(["table", "row", "unit", "paper", "paper’s way", "diff", "ours", "diff"], cells) + "\n" + contradictions()

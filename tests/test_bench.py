@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bench import __main__ as benchmark
-from bench import audit, speed
+from bench import __main__ as bench
+from bench import audit, model
 from transformer import SIZES, Size, Transformer
 
 TINY = Size(layers=2, d=32, d_mlp=64, heads=4)
@@ -80,7 +80,7 @@ def test_the_contradictions_are_named_with_their_numbers():
 
 def test_the_audit_prints_every_row_and_writes_it(tmp_path, capsys, monkeypatch, rows):
     monkeypatch.setattr(audit, "rows", lambda: rows)
-    benchmark.main(["audit", "--json", str(tmp_path / "audit.json")])
+    bench.main(["audit", "--json", str(tmp_path / "audit.json")])
     printed = capsys.readouterr().out
     assert all(f"{r['paper']:.{2 if r['unit'] == 'TFLOP' else 1}f}" in printed and r["row"] in printed for r in rows)
     assert json.loads((tmp_path / "audit.json").read_text())["rows"] == rows
@@ -91,7 +91,7 @@ def test_the_audit_prints_every_row_and_writes_it(tmp_path, capsys, monkeypatch,
 
 def test_contenders_take_turns_and_another_begins_each_round():
     order = []
-    seconds = speed.alternate({name: lambda name=name: order.append(name) for name in "abc"}, 3, CPU, "")
+    seconds = model.alternate({name: lambda name=name: order.append(name) for name in "abc"}, 3, CPU, "")
     assert {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3, "c": 3}
     assert ["".join(order[i : i + 3]) for i in range(0, 15, 3)] == ["bca", "cab", "abc", "bca", "cab"]  # two to warm up
 
@@ -104,37 +104,37 @@ def test_peak_memory_is_the_most_that_is_held_at_once():
             x = torch.ones(500_000) + 1                                                       # 2 MB beside 2 MB
             del x
 
-    assert speed.peak_memory(run, CPU, module, more) == pytest.approx(6e6, rel=0.01)
+    assert model.peak_memory(run, CPU, module, more) == pytest.approx(6e6, rel=0.01)
 
 
 def test_a_gradient_of_the_step_before_is_not_counted():
     module = nn.Linear(1000, 250, bias=False)
     run = lambda: module(torch.ones(1, 1000)).sum().backward()
-    assert speed.peak_memory(run, CPU, module) == speed.peak_memory(run, CPU, module) == pytest.approx(2e6, rel=0.02)
+    assert model.peak_memory(run, CPU, module) == model.peak_memory(run, CPU, module) == pytest.approx(2e6, rel=0.02)
 
 
 @pytest.mark.parametrize("limit", [2, 3, 7, 8, 45, 64, 300])
 def test_the_largest_batch_fits_and_hardly_more_does(limit):
-    found = speed.largest(lambda batch: batch <= limit)
+    found = model.largest(lambda batch: batch <= limit)
     assert found <= limit <= found + max(1, found // 8)
 
 
 def test_a_model_that_never_fits_is_an_error():
     with pytest.raises(ValueError, match="not even 2 clips"):
-        speed.largest(lambda batch: False)
+        model.largest(lambda batch: False)
 
 
 # Contenders
 
 
 def test_all_encoders_need_the_same_matmuls():
-    found = speed.contenders(TINY, 2, 10)
+    found = model.contenders(TINY, 2, 10)
     assert {"ours", "torch"} <= set(found)
     assert len(set(found.values())) == 1
 
 
 def test_the_encoder_of_torch_gives_our_output_with_our_weights():
-    ours, theirs = speed.encoder("ours", TINY), speed.encoder("torch", TINY)
+    ours, theirs = model.encoder("ours", TINY), model.encoder("torch", TINY)
     order = ("attention.qkv", "attention.out", "mlp.0", "mlp.3", "norm1", "norm2")
     with torch.no_grad():
         theirs.x_agg.copy_(ours.x_agg[0])
@@ -150,8 +150,8 @@ def test_a_library_that_cannot_be_imported_is_skipped_with_a_word(monkeypatch, c
     def absent(size):
         raise problem
 
-    monkeypatch.setattr(speed, "PEERS", {"absent": absent, "torch": speed.of_torch})
-    assert list(speed.contenders(TINY, 2, 10)) == ["ours", "torch"]
+    monkeypatch.setattr(model, "PEERS", {"absent": absent, "torch": model.of_torch})
+    assert list(model.contenders(TINY, 2, 10)) == ["ours", "torch"]
     assert re.fullmatch(r"absent: skipped, .*(No module|another torch).*\n", capsys.readouterr().out)
 
 
@@ -165,12 +165,12 @@ MODEL = ["model", "--preset", "demo", "--batch", "2", "--steps", "2"]
 
 @pytest.fixture
 def two_contenders(monkeypatch):
-    monkeypatch.setattr(speed, "PEERS", {"torch": speed.of_torch})
+    monkeypatch.setattr(model, "PEERS", {"torch": model.of_torch})
 
 
 @pytest.mark.usefixtures("two_contenders")
 def test_the_model_command_writes_what_it_prints(tmp_path, capsys):
-    benchmark.main([*MODEL, "--parts", "encoder", "droptoken", "step", "--drop", "0.5", "--json", str(tmp_path / "model.json")])
+    bench.main([*MODEL, "--parts", "encoder", "droptoken", "step", "--drop", "0.5", "--json", str(tmp_path / "model.json")])
     written, printed = json.loads((tmp_path / "model.json").read_text()), capsys.readouterr().out
     assert written["device"] in printed
     ours, theirs, whole, half, step = written["rows"]
@@ -191,7 +191,7 @@ def test_the_model_command_writes_what_it_prints(tmp_path, capsys):
 
 @pytest.mark.usefixtures("two_contenders")
 def test_the_ideal_cost_is_that_of_the_matmuls(tmp_path):
-    benchmark.main([*MODEL, "--parts", "droptoken", "--drop", "0.75", "--json", str(tmp_path / "model.json")])
+    bench.main([*MODEL, "--parts", "droptoken", "--drop", "0.75", "--json", str(tmp_path / "model.json")])
     flop = lambda kept: (kept * 2 * 256 * 3 * 128 * 2                                         # W_vp: forward, its gradient
                          + 3 * 2 * (2 * (kept + 1) * (4 * 128**2 + 2 * 128 * 512) + 4 * (kept + 1) ** 2 * 128))
     quarter = json.loads((tmp_path / "model.json").read_text())["rows"][1]
@@ -203,7 +203,7 @@ def test_the_ideal_cost_is_that_of_the_matmuls(tmp_path):
 def test_recomputing_takes_less_memory_and_counts_the_same_work(tmp_path):
     found = []
     for more in ([], ["--recompute"]):
-        benchmark.main([*MODEL, "--parts", "encoder", "--tokens", "400", "--json", str(tmp_path / "model.json"), *more])
+        bench.main([*MODEL, "--parts", "encoder", "--tokens", "400", "--json", str(tmp_path / "model.json"), *more])
         found.append(json.loads((tmp_path / "model.json").read_text())["rows"])
     assert found[1][0]["peak_bytes"] < 0.8 * found[0][0]["peak_bytes"]
     assert found[1][0]["flop"] == found[0][0]["flop"]
@@ -213,7 +213,7 @@ def test_recomputing_takes_less_memory_and_counts_the_same_work(tmp_path):
 @pytest.mark.usefixtures("two_contenders")
 def test_the_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    benchmark.main([*MODEL, "--parts", "droptoken", "--drop", "0", "0.5", "--picture", str(tmp_path / "cost.png")])
+    bench.main([*MODEL, "--parts", "droptoken", "--drop", "0", "0.5", "--picture", str(tmp_path / "cost.png")])
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -229,6 +229,6 @@ def test_the_picture_is_drawn(tmp_path):
 ])
 def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(wrong, says, capsys):
     with pytest.raises(SystemExit) as end:
-        benchmark.main([*MODEL, *wrong])
+        bench.main([*MODEL, *wrong])
     assert end.value.code == 2
     assert says in capsys.readouterr().err.splitlines()[-1]

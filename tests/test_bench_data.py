@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import data
-from bench import __main__ as benchmark
-from bench import feeding
+from bench import __main__ as bench
+from bench import data as feeding
 from media.decode import Media
 
 RECIPE = data.Recipe(frames=8, fps=10.0, size=32, rate=16000, samples=12800)
@@ -17,7 +17,7 @@ SMALL = {"64x48": (64, 48, {"g": "20"}), "64x48 without B-frames": (64, 48, {"g"
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
-    return {title: feeding.film(folder / f"{title}.mp4", *how, seconds=3) for title, how in SMALL.items()}
+    return {title: feeding.video(folder / f"{title}.mp4", *how, seconds=3) for title, how in SMALL.items()}
 
 
 @pytest.mark.parametrize("name", feeding.PEERS)
@@ -80,14 +80,14 @@ def test_a_contender_that_gives_other_pictures_or_fails_is_named(films, monkeypa
     rows, words = feeding.clips({"64x48": films["64x48"]}, RECIPE, 1, 1)
     assert [r["name"] for r in rows] == ["ours", "floor", "wrong"]
     assert sorted(words)[0] == "broken cannot read 64x48: no such codec"
-    assert sorted(words)[1].startswith("wrong gives other pictures of 64x48, round 0: they differ by ")
+    assert sorted(words)[1].startswith("wrong gives other frames of 64x48, round 0: they differ by ")
 
 
 def test_shards_and_the_loader_are_measured_beside_films_and_one_process(films):
     films = {"64x48": films["64x48"]}
     rows, _ = feeding.packed(films, RECIPE, 1, 1)
-    assert [r["name"] for r in rows] == ["shards", "films"]
-    assert rows[0]["vs_films"] == rows[1]["cpu_s"] / rows[0]["cpu_s"]
+    assert [r["name"] for r in rows] == ["shards", "videos"]
+    assert rows[0]["vs_videos"] == rows[1]["cpu_s"] / rows[0]["cpu_s"]
     rows, _ = feeding.loader(films, RECIPE, 1, 1)
     assert [r["name"] for r in rows] == ["1 workers", "one process"]
     assert rows[0]["vs_one_process"] == rows[1]["cpu_s"] / rows[0]["cpu_s"]
@@ -95,13 +95,13 @@ def test_shards_and_the_loader_are_measured_beside_films_and_one_process(films):
 
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(feeding, "write", lambda folder: {"64x48": feeding.film(folder / "a.mp4", 64, 48, {}, seconds=4)})
+    monkeypatch.setattr(feeding, "VIDEOS", {"64x48": (64, 48, {}, 4)})
     monkeypatch.setattr(feeding, "PEERS", {})
-    benchmark.main(["data", "--parts", "clip", "--rounds", "1", "--folder", str(tmp_path), "--json", str(tmp_path / "a.json")])
+    bench.main(["data", "--parts", "clip", "--rounds", "1", "--folder", str(tmp_path), "--json", str(tmp_path / "a.json")])
     written = json.loads((tmp_path / "a.json").read_text())
     assert [r["name"] for r in written["rows"]] == ["ours", "floor"]
     assert f"ours: {written['rows'][0]['vs_floor']:.2f} times as fast" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     for wrong in (["--rounds", "0"], ["--folder", str(tmp_path / "none")], ["--index", "0"]):
         with pytest.raises(SystemExit, match="2"):
-            benchmark.main(["data", *wrong])
+            bench.main(["data", *wrong])

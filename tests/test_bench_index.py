@@ -1,8 +1,8 @@
-"""The made-up index of many clips (scale.py) against one written for true rows, and what it costs to draw from it."""
+"""The made-up index of many clips (bench/index.py) against one written for true rows, and what it costs to draw from it."""
 
 import numpy as np
 
-from bench import scale
+from bench import index as scale
 from sources import index
 
 
