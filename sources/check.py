@@ -3,10 +3,10 @@
 import argparse
 import collections
 import csv
-import functools
 import os
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from engine.errors import fail, printable, user_errors
 from engine.workers import Failed, map_isolated
 from media.decode import Media, Unreadable
 from sources import layouts
-from sources.index import Index, starts
+from sources.index import Index, opened, starts
 from sources.shards import checksum
 
 FRAMES, FPS, SIZE, RATE = 32, 10.0, (64, 64), 48000     # of the clips that are looked at: those of pre-training, but small
@@ -39,27 +39,12 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """`python data.py check`: exit code 0 where all is well, 3 where anything is broken, 2 for what the user can mend"""
     if args.workers < 1 or not args.timeout > 0:
         p.error("--workers must be at least 1, --timeout above 0")
-    reasons, live = collections.Counter(), sys.stderr.isatty()
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         try:
             kind, root = layouts.parse_source(args.path)
             layouts.list_films(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
             index = Index(Path(scratch) / "index")
-            tasks = ((index.folder, i, args.whole) for i in range(len(index)))
-            with (
-                open(args.out, "w", newline="", encoding="utf-8", errors="replace") as file,
-                closing(map_isolated(examine, tasks, args.workers, args.timeout)) as examined,
-                tqdm(examined, total=len(index), unit="clip", mininterval=0.5 if live else 60) as bar,
-            ):
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(("path", "start", "end", "reason"))
-                for (_, i, _), found in bar:
-                    if found is not None:
-                        reason = found.reason if isinstance(found, Failed) else found
-                        reasons[reason] += 1
-                        table.writerow((printable(index.name(i)), *index[i][1:3], reason))
-                        file.flush()
-                        bar.set_postfix(broken=sum(reasons.values()), refresh=False)
+            reasons = write_broken(args.out, broken(index, args.whole, args.workers, args.timeout))
         except KeyboardInterrupt:
             fail(130, f"stopped; what was found is in {args.out}")
     print(f"{len(index)} clips read, {sum(reasons.values())} broken{f': {args.out}' if reasons else ''}")
@@ -68,10 +53,30 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     sys.exit(3 if reasons else 0)
 
 
-@functools.cache
-def opened(folder: Path) -> Index:
-    """The index, once in every process"""
-    return Index(folder)
+def broken(index: Index, whole: bool, workers: int, timeout: float) -> Iterator[tuple[str, float, float, str]]:
+    """Reads every clip, in order, with a bar; yields (name, start, end, reason) of those that cannot be read."""
+    tasks, live, count = ((index.folder, i, whole) for i in range(len(index))), sys.stderr.isatty(), 0
+    with (
+        closing(map_isolated(examine, tasks, workers, timeout)) as examined,
+        tqdm(examined, total=len(index), unit="clip", mininterval=0.5 if live else 60) as bar,
+    ):
+        for (_, i, _), reason in bar:
+            if reason is not None:
+                count += 1
+                bar.set_postfix(broken=count, refresh=False)
+                yield index.name(i), *index[i][1:3], reason.reason if isinstance(reason, Failed) else reason
+
+
+def write_broken(path: Path, rows: Iterable[tuple[str, float, float, str]]) -> collections.Counter:
+    """Writes a csv of (path, start, end, reason), a line at a time as they come; returns how many there are by reason."""
+    reasons: collections.Counter = collections.Counter()
+    with path.open("w", newline="", encoding="utf-8", errors="replace", buffering=1) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("path", "start", "end", "reason"))
+        for name, start, end, reason in rows:
+            reasons[reason] += 1
+            table.writerow((printable(name), start, end, reason))
+    return reasons
 
 
 def examine(task: tuple[Path, int, bool]) -> str | None:

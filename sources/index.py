@@ -15,6 +15,7 @@ Here row i lies between two offsets of flat files; workers map the files and sha
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -279,6 +280,9 @@ class Index:
         ends = self.data["text_ends"][first : last + 1].tolist()
         blob = self.data["texts"][ends[0] : ends[-1]].tobytes()
         return (blob[start - ends[0] : end - ends[0]].decode("utf-8", "replace") for start, end in pairwise(ends))
+
+
+opened = functools.cache(Index)     # of a folder, once in every process
 
 
 def mapped(path: Path, kind: str) -> np.ndarray:

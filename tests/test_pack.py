@@ -28,7 +28,7 @@ from engine.sampling import Sampler
 from media.captions import Caption, nearest
 from media.decode import Media
 from sources import index, layouts, pack
-from sources.shards import checksum, damaged
+from sources.shards import Shard, checksum
 
 HERE = Path(__file__).parent.parent
 SMALL = ["--rate", "8000", "--workers", "2"]
@@ -45,9 +45,9 @@ def films(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packed(films, tmp_path_factory):
-    """The films in shards that hold about three of them each"""
+    """The films in shards of two, four and one of them"""
     out = tmp_path_factory.mktemp("packed") / "out"
-    data.main(["pack", str(films), str(out), *SMALL, "--shard-size", "1e-5"])
+    data.main(["pack", str(films), str(out), *SMALL, "--shard-size", "3e-5"])
     return out
 
 
@@ -121,11 +121,11 @@ def test_broken_films_are_counted_by_reason_and_listed(packed, films, tmp_path, 
     with (packed / "broken.csv").open() as file:
         assert [(row["path"], row["reason"]) for row in csv.DictReader(file)] == [
             ("bad.mp4", "not a media file"), ("zero.mp4", "empty file")]
-    data.main(["pack", str(films), str(packed), *SMALL, "--shard-size", "1e-5"])
+    data.main(["pack", str(films), str(packed), *SMALL, "--shard-size", "3e-5"])
     assert "7 clips with 10 captions" in capsys.readouterr().out
     shutil.copy(films / "bad.mp4", tmp_path)
     argv = ["pack", str(tmp_path), str(tmp_path / "out")]
-    assert "none of 1 films could be packed (not a media file: 1)" in refused(argv, capsys, 3)
+    assert "none of 1 videos could be packed (not a media file: 1)" in refused(argv, capsys, 3)
 
 
 refused = functools.partial(runs.refused, data.main)
@@ -133,70 +133,71 @@ refused = functools.partial(runs.refused, data.main)
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_packs_the_same_bytes(packed, films, tmp_path, workers):
-    data.main(["pack", str(films), str(tmp_path / "out"), "--rate", "8000", "--workers", str(workers), "--shard-size", "1e-5"])
+    data.main(["pack", str(films), str(tmp_path / "out"), "--rate", "8000", "--workers", str(workers), "--shard-size", "3e-5"])
     assert content(tmp_path / "out") == content(packed)
 
 
-def test_a_killed_pack_started_again_ends_with_the_same_bytes(packed, films, tmp_path):
+def test_a_killed_pack_started_again_keeps_the_whole_shards_and_ends_with_the_same_bytes(packed, films, tmp_path):
     out = tmp_path / "out"
-    argv = ["pack", str(films), str(out), *SMALL, "--shard-size", "1e-5"]
-    slow = "import sys, time, pack, data; add = pack.Writer.add; pack.Writer.add = lambda *a: (time.sleep(0.2), add(*a))[1]"
+    argv = ["pack", str(films), str(out), *SMALL, "--shard-size", "3e-5"]
+    slow = ("import sys, time, data; from sources.shards import Shard; add = Shard.add; "
+            "Shard.add = lambda *a: (time.sleep(0.2), add(*a))[1]")
     child = subprocess.Popen([sys.executable, "-c", f"{slow}; data.main(sys.argv[1:])", *argv], stderr=subprocess.DEVNULL,
                              start_new_session=True, cwd=HERE, env={**os.environ, "MALLOC_PERTURB_": "165"})
-    journal, deadline = out / "partial" / "rows.jsonl", time.time() + 60
-    while time.time() < deadline and not (journal.is_file() and journal.read_bytes().count(b"\n") >= 2):
+    first, second, deadline = out / "shard-000000.tar", out / "shard-000001.tar.partial", time.time() + 60
+    while time.time() < deadline and not (first.is_file() and second.is_file() and (out / "partial" / "000000.json").is_file()):
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     assert not (out / "index").exists(), "killed too late to show anything"
+    written = first.stat().st_mtime_ns
     data.main(argv)
     assert content(out) == content(packed)
+    assert first.stat().st_mtime_ns == written, "a whole shard is not packed again"
 
 
-@pytest.mark.parametrize("damage", ["journal cut", "shard cut", "shard overwritten", "shard closed", "shards missing"])
+@pytest.mark.parametrize("damage", ["record cut", "shard cut", "first shard missing", "no record", "no shard"])
 def test_what_did_not_reach_the_disk_is_packed_again(packed, films, tmp_path, monkeypatch, damage):
     out, count = tmp_path / "out", 0
-    argv = ["pack", str(films), str(out), "--rate", "8000", "--workers", "1", "--shard-size", "1e-5"]
-    add = pack.Writer.add
+    argv = ["pack", str(films), str(out), "--rate", "8000", "--workers", "1", "--shard-size", "3e-5"]
+    add = Shard.add
 
     def stops(self, *args):
         nonlocal count
         count += 1
-        if count == 6:
+        if count == 7:
             raise KeyboardInterrupt
         return add(self, *args)
 
-    monkeypatch.setattr(pack.Writer, "add", stops)
+    monkeypatch.setattr(Shard, "add", stops)
     with pytest.raises(SystemExit) as end:
         data.main(argv)
     assert end.value.code == 130
-    journal, last = out / "partial" / "rows.jsonl", max(out.glob("shard-*.tar*"))
-    assert last.suffix == ".partial"
-    if damage == "journal cut":
-        journal.write_bytes(journal.read_bytes()[:-20])
+    shards, record = sorted(out.glob("shard-*")), out / "partial" / "000001.json"
+    assert [path.name for path in shards] == ["shard-000000.tar", "shard-000001.tar"], "what was begun is removed"
+    if damage == "record cut":
+        record.write_bytes(record.read_bytes()[:-20])
     elif damage == "shard cut":
-        last.write_bytes(last.read_bytes()[:600])
-    elif damage == "shard overwritten":
-        last.write_bytes(bytes(last.stat().st_size))
-    elif damage == "shard closed":
-        last.rename(last.with_suffix(""))
+        shards[1].write_bytes(shards[1].read_bytes()[:600])
+    elif damage == "first shard missing":
+        shards[0].unlink()
+    elif damage == "no record":
+        record.unlink()
     else:
-        for path in out.glob("shard-*"):
-            path.unlink()
-    monkeypatch.setattr(pack.Writer, "add", add)
+        shards[1].unlink()
+    monkeypatch.setattr(Shard, "add", add)
     data.main(argv)
     assert content(out) == content(packed)
 
 
 def test_a_disk_that_gives_back_something_else_is_noticed(films, tmp_path, monkeypatch, capsys):
-    close = pack.Writer.close
+    fsync = os.fsync
 
-    def rots(self):
-        close(self)
-        path = self.folder / index.SHARD.format(self.shard)
-        path.write_bytes(path.read_bytes()[:700] + b"rot" + path.read_bytes()[703:])
+    def rots(descriptor):
+        fsync(descriptor)
+        os.pwrite(descriptor, b"rot", 700)
 
-    monkeypatch.setattr(pack.Writer, "close", rots)
+    monkeypatch.setattr("sources.shards.os.fsync", rots)
     assert "is not what was written to it" in refused(["pack", str(films), str(tmp_path / "out"), *SMALL], capsys, 3)
 
 
@@ -205,7 +206,7 @@ def test_shards_may_be_moved_and_are_found_without_being_named(packed, tmp_path)
     assert layouts.parse_source(str(tmp_path / "elsewhere")) == ("shards", tmp_path / "elsewhere")
     rows = index.Index(tmp_path / "elsewhere" / "index")
     assert rows.path(0).parent == tmp_path / "elsewhere"
-    assert not damaged(rows.path(0), [rows.place(0)])
+    assert checksum(*rows.media(0)[:3]) == rows.place(0).crc
 
 
 def test_shards_that_changed_since_a_run_began_are_refused(packed, films, tmp_path):
