@@ -92,7 +92,7 @@ class Vocabulary:
     @classmethod
     def build(cls, texts, size=2**16):
         """From an iterable of captions; at most `size` entries (2^16 in Section 4.1), the two special ones included."""
-        counts = Counter(word for text in texts for word in split(text))
+        counts = Counter(word for text in texts for word in cls.split(text))
         return cls(sorted(counts, key=lambda word: (-counts[word], word))[: max(0, size - len(cls.special))])
 
     @classmethod
@@ -101,9 +101,10 @@ class Vocabulary:
         # `open` alone can be that of Python's `tokenize`, whose names this module then shares.
         with builtins.open(path, encoding="utf-8") as file:
             words = file.read().removesuffix("\n").split("\n")
-        if tuple(words[:2]) != cls.special or len(set(words)) != len(words):
-            raise ValueError(f"{path} is no vocabulary: one word a line, none twice, the first two <pad> and <unk>")
-        return cls(words[2:])
+        n = len(cls.special)
+        if tuple(words[:n]) != cls.special or len(set(words)) != len(words):
+            raise ValueError(f"{path} is no vocabulary: one word a line, none twice, the first {n} {' '.join(cls.special)}")
+        return cls(words[n:])
 
     def save(self, path):
         """One word a line; a word's id is its line, counted from 0."""
@@ -112,8 +113,13 @@ class Vocabulary:
 
     def encode(self, text, length=16):
         """Caption -> list of `length` ids: cut or padded to 16 words (Section 4.1)."""
-        ids = [self.ids.get(word, 1) for word in split(text)[:length]]
+        ids = [self.ids.get(word, self.ids["<unk>"]) for word in self.split(text)[:length]]
         return ids + [0] * (length - len(ids))
+
+    @staticmethod
+    def split(text):
+        """Caption -> words"""
+        return split(text)
 
     def __len__(self):
         return len(self.words)

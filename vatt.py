@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from heads import Heads
 from media import decode
 from tools import augment
 from transformer import SIZES, Size, Transformer, truncated_normal_
+from weights import official
 
 importlib.reload(tokenize)  # ours, even where pytest, a debugger or a notebook has already imported Python's
 
@@ -49,6 +51,8 @@ class Config:
     d_vt: int = 256
     dropout: float = 0.1
     position_std: float | None = None            # None: d^-0.5
+    variant: str = "paper"                       # or "official", Google's released model; see VARIANTS
+    word_vectors: int = 300                      # width of the frozen word vectors that the official model has
 
     @property
     def samples(self) -> int:
@@ -62,6 +66,8 @@ class Config:
     @classmethod
     def from_json(cls, fields: dict) -> "Config":
         """The reverse of `to_json`"""
+        if fields.get("variant", "paper") not in VARIANTS:
+            raise ValueError(f"the model is of the variant {fields['variant']!r}; this version knows {' and '.join(VARIANTS)}")
         sizes = {k: Size(*fields[k]) for k in ("video", "audio", "text")}
         return cls(**{**fields, **sizes, "patch": tuple(fields["patch"])})
 
@@ -85,8 +91,8 @@ class VATT(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.backbones = Backbones(config)
-        self.heads = Heads(config.video.d, config.audio.d, config.text.d, config.d_va, config.d_vt)
+        self.backbones = VARIANTS[config.variant].backbones(config)
+        self.heads = VARIANTS[config.variant].heads(config.video.d, config.audio.d, config.text.d, config.d_va, config.d_vt)
 
     def forward(self, video, audio, text, drop=(0.0, 0.0), keys=None):
         """Raw inputs -> z_out of video (B, d), audio (B, d) and text (B, K, d); see `Backbones`."""
@@ -142,7 +148,7 @@ class Backbones(nn.Module):
         """(B, T, H, W, 3) -> z_out (B, d)"""
         x = tokenize.video_patches(video, *self.config.patch)                         # (B, N, t h w 3)    3.1
         e = tokenize.position_sum(self.e_temporal, self.e_vertical, self.e_horizontal)  # (N, d)           Eq. 1
-        x = self.tokens(x, self.W_vp, e, drop, keys)                                  # (B, N', d)         3.1.1
+        x = self.tokens(x, "video", e, drop, keys)                                    # (B, N', d)         3.1.1
         return self.encode(x, "video")                                                # (B, d)             3.2, Eq. 2
 
     def audio(self, audio, drop=0.0, keys=None):
@@ -153,7 +159,7 @@ class Backbones(nn.Module):
             e = tokenize.position_sum(self.e_audio, self.e_frequency)                 # (N, d)
         else:
             x, e = tokenize.waveform_patches(audio, self.config.audio_patch), self.e_audio  # (B, N, t)    3.1
-        x = self.tokens(x, self.W_ap, e, drop, keys)                                  # (B, N', d)         3.1.1
+        x = self.tokens(x, "audio", e, drop, keys)                                    # (B, N', d)         3.1.1
         return self.encode(x, "audio")                                                # (B, d)             3.2, Eq. 2
 
     def text(self, text):
@@ -163,14 +169,18 @@ class Backbones(nn.Module):
         x = self.dropout(x + self.e_text[: x.shape[1]] if self.config.shared else x)
         return self.encode(x, "text", flat != 0).unflatten(0, text.shape[:2])         # (B, K, d)          3.2, Eq. 2
 
-    def tokens(self, patches, W, positions, drop=0.0, keys=None):
+    def tokens(self, patches, modality, positions, drop=0.0, keys=None):
         """x W_P + e_POS of the patches that DropToken leaves (Eq. 2).  (B, N, p) -> (B, N', d)"""
         # Ours: raw patches are dropped, which gives the same tokens for less work (official: after projection, positions).
-        # Paper: W_P has no bias in Eq. 2; it would be a part of every position (official: with bias).
         if drop:
             kept = droptoken.keep(patches.shape[1], drop, keys)            # (B, N')
             patches, positions = droptoken.take(patches, kept), F.embedding(kept, positions)
-        return self.dropout(patches @ W + positions)
+        return self.dropout(self.project(patches, modality) + positions)
+
+    def project(self, patches, modality):
+        """x W_P.  (B, N, p) -> (B, N, d)"""
+        # Paper: W_P has no bias in Eq. 2; it would be a part of every position (official: with bias).
+        return patches @ (self.W_vp if modality == "video" else self.W_ap)
 
     def encode(self, tokens, modality, mask=None):
         """z_out of AGG; in the shared backbone each modality has an AGG of its own.  (B, N, d) -> (B, d)"""
@@ -183,6 +193,26 @@ class Backbones(nn.Module):
         """A learned position table (n, d)"""
         # Official: a truncated normal of standard deviation d^-0.5 (the paper is silent).
         return nn.Parameter(truncated_normal_(torch.empty(n, d), self.config.position_std or d**-0.5))
+
+
+class OfficialBackbones(official.Backbones, Backbones):
+    """Those of Google's released model; what is different stands in weights/official.py"""
+
+
+class OfficialVocabulary(official.Words, tokenize.Vocabulary):
+    """That of Google's released model"""
+
+
+class Variant(NamedTuple):
+    """The classes that a model is made of"""
+
+    backbones: type[Backbones]
+    heads: type[Heads]
+    vocabulary: type
+
+
+VARIANTS = {"paper": Variant(Backbones, Heads, tokenize.Vocabulary),
+            "official": Variant(OfficialBackbones, official.Heads, OfficialVocabulary)}
 
 
 class Trained(VATT):
@@ -258,7 +288,7 @@ def load(run: str | Path) -> "Trained":
         raise ValueError(f"{folder} is fine-tuned for classes and has no common space: name the run that it started from")
     model = Trained(Config.from_json(config))
     load_weights(model, weights(run), str(run))
-    model.vocabulary = tokenize.Vocabulary.load(folder / "vocabulary.txt")
+    model.vocabulary = VARIANTS[model.config.variant].vocabulary.load(folder / "vocabulary.txt")
     return model.eval()
 
 

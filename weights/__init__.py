@@ -1,0 +1,1 @@
+"""Weights in and out: safetensors, Google's TensorFlow checkpoints, image ViTs (`python -m weights`)"""
