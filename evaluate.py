@@ -28,6 +28,7 @@ from sources import official
 from sources.labelled import Labelled
 from tools import augment, classifier, embed, figures, views
 from tools.metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
+from weights import files
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
 DEMO = (Path("runs/demo"), Path("runs/demo-finetune"))
@@ -190,7 +191,7 @@ def retrieve_command(args, processes: Processes) -> None:
     texts = [text for text, good in zip(data.test.texts(), read.tolist(), strict=True) if good]
     if not texts:
         fail(3, f"none of the {len(data.test)} films could be read, first {printable(': '.join(failed[0]))}")
-    known = sum(any(word in model.vocabulary.ids for word in vatt.tokenize.split(text)) for text in texts)
+    known = sum(any(word in model.vocabulary.ids for word in model.vocabulary.split(text)) for text in texts)
     again = sum(count for count in collections.Counter(texts).values() if count > 1)
     similarity = embed.sentences(model, texts) @ films[read].T
     scores = {**retrieval_metrics(similarity), "chance": retrieval_chance(len(texts))}
@@ -367,7 +368,7 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes()
     try:
         if args.command in ("classify", "retrieve"):
-            args.out = args.out or (args.run.parent if args.run.suffix == ".safetensors" else args.run)
+            args.out = args.out or files.folder(args.run)
             (classify_command if args.command == "classify" else retrieve_command)(args, processes)
         else:
             how = (args.batch, args.workers, args.precision, processes)

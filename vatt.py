@@ -19,12 +19,13 @@ from torch import nn
 
 import droptoken
 import tokenize
-from engine.run import Run, load_weights, write_whole
+from engine.run import Run, load_weights
 from heads import Heads
 from media import decode
 from tools import augment
 from transformer import SIZES, Size, Transformer, truncated_normal_
-from weights import official
+from weights import files, official
+from weights.files import share  # noqa: F401
 
 importlib.reload(tokenize)  # ours, even where pytest, a debugger or a notebook has already imported Python's
 
@@ -280,47 +281,16 @@ def load(run: str | Path) -> "Trained":
     Raises ValueError where `run` is none, or its checkpoint is of another model.
     """
     run = Path(run)
-    folder = run.parent if run.suffix == ".safetensors" else run
+    folder = files.folder(run)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no run: it has no config.json (python pretrain.py makes runs/demo)")
     config = Run(folder).read_config()["model"]
     if "classes" in config:
         raise ValueError(f"{folder} is fine-tuned for classes and has no common space: name the run that it started from")
     model = Trained(Config.from_json(config))
-    load_weights(model, weights(run), str(run))
+    load_weights(model, files.of_run(run), str(run))
     model.vocabulary = VARIANTS[model.config.variant].vocabulary.load(folder / "vocabulary.txt")
     return model.eval()
-
-
-def share(model: VATT, run: Path) -> str:
-    """Writes model.safetensors, which anyone can load without trusting it, if safetensors is installed.
-
-    -> the end of a sentence: that it was written, or what to install.
-    """
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        return " (pip install safetensors writes weights to share)"
-    packed = save({k: v.detach().cpu().float().contiguous() for k, v in model.state_dict().items()})
-    write_whole(run / "model.safetensors", lambda file: file.write(packed))
-    return ", model.safetensors"
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """All weights of a .safetensors file or of the newest checkpoint of a run; ValueError where there is none"""
-    if run.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError:
-            raise ValueError(f"{run} needs safetensors: pip install safetensors") from None
-        try:
-            return load_file(run)
-        except Exception as e:
-            raise ValueError(f"{run} is no readable file of weights ({e})") from None
-    state = Run(run).newest()
-    if state is None:
-        raise ValueError(f"{run} holds no checkpoint that can be read: train it first, or name another run")
-    return state["model"]
 
 
 def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
@@ -328,8 +298,8 @@ def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
 
     Position tables of other sizes are resized (Section A.2.5); words are found by their spelling, new ones start at random.
     """
-    start, own = weights(run), model.state_dict()
-    known = tokenize.Vocabulary.load((run.parent if run.suffix == ".safetensors" else run) / "vocabulary.txt")
+    start, own = files.of_run(run), model.state_dict()
+    known = VARIANTS[model.config.variant].vocabulary.load(files.folder(run) / "vocabulary.txt")
     ids = torch.tensor([known.ids.get(word, -1) for word in words.words])
     name = "backbones.W_tp"
     if name in start and start[name].shape[1:] == own[name].shape[1:]:

@@ -10,6 +10,7 @@ import vatt
 from engine.run import Run
 from tools.classifier import Classifier, load, pretrained, start_from
 from transformer import Size
+from weights import files
 
 SMALL = Size(2, 32, 64, 2)
 CONFIG = vatt.Config(SMALL, SMALL, SMALL, frames=4, size=16, patch=(2, 8, 8), rate=8000, vocabulary=20, words=4, d_va=16,
@@ -43,7 +44,7 @@ def test_features_are_z_out_of_the_pre_trained_backbone(run, kind):
     config, preset = pretrained(run)
     assert preset == "demo"
     whole = vatt.VATT(config)
-    whole.load_state_dict(vatt.weights(run))
+    whole.load_state_dict(files.of_run(run))
     model = Classifier(config, kind, CLASSES).eval()
     start_from(model, run)
     x = clips(kind)
@@ -74,7 +75,7 @@ def test_positions_of_the_same_size_are_identical_and_constant_ones_stay_constan
     config, _ = pretrained(run)
     same = Classifier(config, "video", CLASSES).eval()
     start_from(same, run)
-    weights = vatt.weights(run)
+    weights = files.of_run(run)
     assert torch.equal(same.backbone.e_vertical, weights["backbones.e_vertical"])
     larger = Classifier(dataclasses.replace(config, size=24), "video", CLASSES).eval()
     start_from(larger, run)

@@ -15,10 +15,12 @@ from torch import nn
 import vatt
 from engine.run import Run, load_weights
 from heads import LinearClassifier, LowRankClassifier
+from weights import files
 
 PARTS = {
-    "video": {"W_vp", "e_temporal", "e_vertical", "e_horizontal", "video_transformer", "transformer", "dropout"},
-    "audio": {"W_ap", "e_audio", "e_frequency", "audio_transformer", "transformer", "dropout"},
+    "video": {"W_vp", "e_temporal", "e_vertical", "e_horizontal", "video_transformer", "video_around",
+              "transformer", "dropout"},
+    "audio": {"W_ap", "e_audio", "e_frequency", "audio_transformer", "audio_around", "transformer", "dropout"},
 }
 PARTS["image"] = PARTS["video"]
 READS = {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}  # kinds of files
@@ -36,8 +38,8 @@ class Classifier(nn.Module):
         self.config, self.kind, self.classes, self.multi, self.head = config, kind, classes, multi, head
         self.components = components
         self.precision = "fp32"
-        self.backbone = vatt.Backbones(dataclasses.replace(config, vocabulary=1))
-        for name in [*self.backbone._modules, *self.backbone._parameters]:
+        self.backbone = vatt.VARIANTS[config.variant].backbones(dataclasses.replace(config, vocabulary=1))
+        for name in [*self.backbone._modules, *self.backbone._parameters, *self.backbone._buffers]:
             if name not in PARTS[kind]:
                 delattr(self.backbone, name)
         d = (config.audio if kind == "audio" else config.video).d
@@ -80,7 +82,7 @@ class Classifier(nn.Module):
 
 def pretrained(run: Path) -> tuple[vatt.Config, str]:
     """The model of a run of pretrain.py or finetune.py, and the preset of its flags; ValueError where it is none"""
-    folder = run.parent if run.suffix == ".safetensors" else run
+    folder = files.folder(run)
     if not (folder / "config.json").is_file():
         raise ValueError(f"--init {run} is no run: it has no config.json (python pretrain.py makes runs/demo)")
     saved = Run(folder).read_config()
@@ -93,7 +95,7 @@ def start_from(model: Classifier, run: Path) -> None:
     Raises ValueError where the run has no such backbone, or one of another shape.
     """
     start = {}
-    for name, weight in vatt.weights(run).items():
+    for name, weight in files.of_run(run).items():
         prefix, _, name = name.partition(".")
         if prefix in ("backbones", "backbone") and name.split(".")[0] in PARTS[model.kind]:
             start[name] = weight
@@ -122,5 +124,5 @@ def load(run: str | Path) -> Classifier:
         raise ValueError(f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
     model = Classifier(vatt.Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"],
                        components=saved["components"])
-    load_weights(model, vatt.weights(given), str(given))
+    load_weights(model, files.of_run(given), str(given))
     return model.eval()

@@ -30,6 +30,7 @@ from sources import index
 from sources.index import Index, Row
 from sources.labelled import TYPES, Files
 from tools import figures, views
+from weights import files
 
 SPACES = {"video": ("vt", "va"), "image": ("vt", "va"), "audio": ("va",), "text": ("vt",)}  # the first is taken unasked
 
@@ -254,13 +255,12 @@ def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int,
     A moment is as long as a clip of the model; no two of those printed overlap. Their vectors are kept in the run's folder.
     """
     model = vatt.load(run).to(processes.device)
-    unknown = [word for word in vatt.tokenize.split(words) if word not in model.vocabulary.ids]
-    if len(unknown) == len(vatt.tokenize.split(words)):
+    unknown = [word for word in model.vocabulary.split(words) if word not in model.vocabulary.ids]
+    if len(unknown) == len(model.vocabulary.split(words)):
         raise ValueError(f"{run} knows no word of {words!r}: it knows those in its vocabulary.txt")
     if unknown:
         processes.print(f"not in the run's vocabulary, and so of no use: {', '.join(unknown)}")
-    folder = run.parent if run.suffix == ".safetensors" else run
-    table = folder / f"moments-{digest(str(source.resolve()))[:8]}.npz"
+    table = files.folder(run) / f"moments-{digest(str(source.resolve()))[:8]}.npz"
     embed(run, source, table, "video", "vt", model.config.frames / model.config.fps, 1, batch, workers, precision, processes)
     if not processes.first:
         return

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 import vatt
-from engine.training import Run, mendable, write_text
+from engine.errors import user_errors
+from engine.run import Run, write_text
 from tools import classifier
 from tools.classifier import Classifier
 from weights import bundle, files, vit
@@ -16,9 +17,10 @@ from weights.released import Released
 
 def official(args: argparse.Namespace) -> None:
     """A released checkpoint of Google's -> a run"""
-    prefix = args.prefix.with_suffix("") if args.prefix.suffix == ".index" else args.prefix
+    prefix = args.source.with_suffix("") if args.source.suffix == ".index" else args.source
+    variables = bundle.read(prefix)
     try:
-        found = Released(bundle.read(prefix))
+        found = Released(variables)
         config = vatt.Config(**found.config(args.head_width))
         names = listed(args.classes, found.classes) if found.kind else []
         with torch.device("meta"):
@@ -31,9 +33,9 @@ def official(args: argparse.Namespace) -> None:
     write(args, config if words else model, weights, words)
     for name in left:
         print(f"left over: {name}")
-    trained = sum(p.numel() for p in model.parameters())
-    print(f"{prefix}: {f'{found.classes} classes of {found.kind}' if found.kind else 'a pre-trained model'}, {trained:,} trainable "
-          f"parameters, {config.frames} frames of {config.size} pixels; {args.out} is a run like any other")
+    what = f"{found.classes} classes of {found.kind}" if found.kind else "a pre-trained model"
+    print(f"{prefix}: {what}, {sum(p.numel() for p in model.parameters()):,} trainable parameters, {config.frames} frames of "
+          f"{config.size} pixels; {args.out} is a run like any other")
 
 
 def vocabulary(path: Path | None, size: int):
@@ -62,9 +64,9 @@ def listed(path: Path | None, n: int) -> list[str]:
 def from_vit(args: argparse.Namespace) -> None:
     """An image ViT -> a run to start from; what an image ViT does not have is random"""
     try:
-        fields, tower, error = vit.from_image(files.read(args.file), 4, args.head_width or 64)
+        fields, tower, error = vit.from_image(files.read(args.source), 4, args.head_width or 64)
     except ValueError as e:
-        raise ValueError(f"{args.file}: {e}") from None
+        raise ValueError(f"{args.source}: {e}") from None
     sizes = vatt.SIZES
     config = vatt.Config(audio=fields["video"] if args.audio else sizes["base"], text=sizes["small"], vocabulary=2, **fields)
     torch.manual_seed(0)
@@ -74,13 +76,13 @@ def from_vit(args: argparse.Namespace) -> None:
         if args.audio and name.startswith("video_transformer"):
             weights[f"backbones.{name.replace('video', 'audio')}"] = tensor
     write(args, config, weights, vatt.tokenize.Vocabulary([]))
-    print(f"{args.file}: {config.video}, {config.size} pixels; the sum of a row and a column table leaves {100 * error:.1f}% of "
-          f"its positions; {args.out} is a run to start from (--init), its text, heads and audio{' patches' * args.audio} random")
+    print(f"{args.source}: {config.video}, {config.size} pixels; a row and a column table leave {100 * error:.1f}% of its "
+          f"positions\n{args.out} is a run to start from (--init); what an image has not is random")
 
 
 def write(args: argparse.Namespace, model, weights: dict, words) -> None:
     """A run folder: config.json, vocabulary.txt, model.safetensors. ValueError where it holds something else"""
-    run, settings = Run(args.out), {"command": args.command, "from": str(args.prefix if args.command == "official" else args.file)}
+    run, settings = Run(args.out), {"from": f"weights {args.command} {args.source}"}
     run.begin(settings, set())
     run.describe(settings, model.describe() if isinstance(model, Classifier) else model.to_json())
     if words:
@@ -116,23 +118,23 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m weights", description="Weights from elsewhere, and for elsewhere.")
     commands = p.add_subparsers(dest="command", required=True)
     c = commands.add_parser("official", help="a checkpoint that Google released, as a run")
-    c.add_argument("prefix", type=Path, metavar="PREFIX", help="of its files, as in ckpt-500000")
+    c.add_argument("source", type=Path, metavar="PREFIX", help="of its files, as in ckpt-500000")
     c.add_argument("--vocabulary", type=Path, metavar="FILE", help="howto100m_en.txt of misc_data.tgz; a classifier needs none")
     c.add_argument("--classes", type=Path, metavar="FILE", help="of a classifier, their names, one a line")
     c.add_argument("--multi", action="store_true", help="a file may have several classes (taken for 527, which is AudioSet)")
     v = commands.add_parser("vit", help="an image ViT as the start of a video tower, in a run")
-    v.add_argument("file", type=Path, metavar="FILE", help="a .safetensors of timm or transformers")
+    v.add_argument("source", type=Path, metavar="FILE", help="a .safetensors of timm or transformers")
     v.add_argument("--audio", action="store_true", help="its blocks for the audio tower too")
-    for c in (c, v):
-        c.add_argument("--head-width", type=int, help="numbers that one attention head reads (default: 64, or as found)")
-        c.add_argument("--out", type=Path, required=True, metavar="RUN", help="the folder to write")
+    for command in (c, v):
+        command.add_argument("--head-width", type=int, help="numbers that one attention head reads (default: 64, or as found)")
+        command.add_argument("--out", type=Path, required=True, metavar="RUN", help="the folder to write")
     c = commands.add_parser("export", help="the Transformer of a run, for another library")
     c.add_argument("run", type=Path, metavar="RUN")
     c.add_argument("--to", choices=("timm", "transformers", "torch"), required=True)
     c.add_argument("--modality", choices=("video", "audio", "text"), default="video")
     c.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/MODALITY-TO")
     args = p.parse_args(argv)
-    with mendable():
+    with user_errors():
         {"official": official, "vit": from_vit, "export": export}[args.command](args)
 
 

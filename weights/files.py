@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine.training import Run, write_whole
+from engine.run import Run, write_whole
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
@@ -54,6 +54,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def folder(run: Path) -> Path:
+    """The folder of a run, which may be named by its model.safetensors"""
+    return run.parent if run.suffix == ".safetensors" else run
+
+
 def of_run(run: Path) -> dict[str, torch.Tensor]:
     """The weights of a run: of its newest checkpoint, else of its model.safetensors, or of the .safetensors file named.
 
@@ -68,6 +73,7 @@ def of_run(run: Path) -> dict[str, torch.Tensor]:
     raise ValueError(f"{run} holds no checkpoint that can be read: train it first, or name another run")
 
 
-def share(model: torch.nn.Module, run: Path) -> None:
+def share(model: torch.nn.Module, run: Path) -> str:
     """Writes the run's model.safetensors, in fp32; weights that two parts share stand in it once"""
     write(run / "model.safetensors", {name: w.detach().float() for name, w in model.state_dict().items()})
+    return ", model.safetensors"

@@ -37,7 +37,7 @@ class Released:
         self.root = {part: name.removesuffix(end) for part, end in ROOTS.items() for name in self.v if name.endswith(end)}
         parts = set(self.root)
         towers = [m for m in ("video", "audio", "text") if m in parts or "shared" in parts]
-        if not (len(towers) == 3 and "heads" in parts or len(towers) == 1 and "classifier" in parts):
+        if (len(towers), "classifier" in parts, "heads" in parts) not in ((3, False, True), (1, True, False)):
             raise ValueError("it holds neither a whole VATT nor one backbone and a classifier, but "
                              + (f"{', '.join(sorted(parts))} alone" if parts else "another model"))
         self.kind = towers[0] if len(towers) == 1 else None
@@ -57,7 +57,7 @@ class Released:
         """(our name of a module or table, theirs) of all that modality m needs"""
         one = self.root.get("shared")
         part = lambda name: f"{one}/{name}/{m}" if one else f"{self.root[m]}/{name}"
-        raw = part("raw_to_embeddings") if one else part({"video": "voxel_to_patch", "audio": "wave_to_patch"}.get(m, "embedding"))
+        raw = part("raw_to_embeddings" if one else {"video": "voxel_to_patch", "audio": "wave_to_patch"}.get(m, "embedding"))
         yield {"video": "W_vp", "audio": "W_ap", "text": "W_tp"}[m], [f"{raw}/{'embeddings' if m == 'text' else 'kernel'}"]
         yield f"{m}_around.bias", [f"{raw}/bias"]
         yield f"{m}_around.norm", [f"{part('pos_embedding_lookup')}/layernorm"]

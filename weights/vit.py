@@ -34,7 +34,7 @@ OTHERS = ("head.", "fc_norm.", "pre_logits.", "classifier.", "pooler.")  # what 
 def names(kind: str, layers: int) -> Iterator[tuple[str, list[str]]]:
     """(our name, theirs) of all weights of an encoder; theirs are one below the other in ours"""
     blocks, norm, parts, *_ = FORMATS[kind]
-    modules = {f"blocks.{i}.{ours}": f"{blocks}.{i}.{part}" for i in range(layers) for ours, part in zip(OURS, parts, strict=True)}
+    modules = {f"blocks.{i}.{a}": f"{blocks}.{i}.{b}" for i in range(layers) for a, b in zip(OURS, parts, strict=True)}
     for ours, theirs in {**modules, "norm": norm}.items():
         start, _, several = theirs.removesuffix("}").partition("{")
         for leaf in ("weight", "bias"):
@@ -76,10 +76,11 @@ def from_image(tensors: dict[str, torch.Tensor], t: int, head_width: int) -> tup
         "e_horizontal": e_horizontal,
     }
     size = Size(layers, d, len(weights["video_transformer.blocks.0.mlp.0.bias"]), d // head_width)
-    return {"video": size, "size": side * h, "patch": (t, h, w)}, weights, (left.square().mean() / grid.square().mean()).sqrt().item()
+    error = (left.square().mean() / grid.square().mean()).sqrt().item()
+    return {"video": size, "size": side * h, "patch": (t, h, w)}, weights, error
 
 
-def to_image(weights: dict[str, torch.Tensor], kind: str, patch: tuple[int, int, int], modality: str) -> dict[str, torch.Tensor]:
+def to_image(weights: dict[str, torch.Tensor], kind: str, patch: tuple, modality: str) -> dict[str, torch.Tensor]:
     """The tower of a modality as the weights of another library; ValueError where that has no place for something in it.
 
     An image stands at the first place in time, as in fine-tuning on images.
