@@ -1,4 +1,4 @@
-"""`python -m bench model | data | audit`: speed and cost, side by side with what people would use instead.
+"""`python -m bench model | data | audit | device`: speed and cost, side by side with what people would use instead.
 
 Each command prints tables, and with --json FILE writes the same as {"rows": [...], "device": ...}; ratios vs_PEER are above 1
 where ours is faster.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench import audit, data, model
+from bench import audit, data, device, model
 from engine.errors import user_errors
 from engine.processes import Processes
 from engine.run import write_text
@@ -24,7 +24,7 @@ def flags() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers there")
-    for command in (model, data, audit):
+    for command in (model, data, audit, device):
         command.flags(commands, common)
     return p
 
@@ -48,12 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes()
     if processes.world > 1:
         p.error("one process measures one device: leave torchrun out")
-    device = {"audit": "none: computed", "data": describe(torch.device("cpu"))}.get(args.command, describe(processes.device))
-    print(device, flush=True)
+    name = {"audit": "none: computed", "data": describe(torch.device("cpu"))}.get(args.command, describe(processes.device))
+    print(name, flush=True)
     with user_errors():
-        rows = args.run(p, args, device)
+        rows = args.run(p, args, name)
         if args.json:
-            write_text(args.json, json.dumps({"rows": rows, "device": device}, indent=2) + "\n")
+            write_text(args.json, json.dumps({"rows": rows, "device": name}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -123,11 +123,12 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, device_name: str) 
 
 
 
-def alternate(runs: dict[str, Callable], steps: int, device: torch.device, what: str) -> dict[str, list[float]]:
-    """Seconds of each call: `steps` rounds in which each runs once, after two rounds to warm up; another begins each round."""
+def alternate(runs: dict[str, Callable], steps: int, device: torch.device, what: str,
+              warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call: `steps` rounds in which each runs once, after `warm` rounds; another begins each round."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     names, seconds = list(runs), {name: [] for name in runs}
-    for i in tqdm(range(-2, steps), desc=what, unit="round", disable=not sys.stderr.isatty()):
+    for i in tqdm(range(-warm, steps), desc=what, unit="round", disable=not sys.stderr.isatty()):
         for name in names[i % len(names):] + names[: i % len(names)]:
             wait()
             began = time.perf_counter()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bench import __main__ as bench
-from bench import audit, model
+from bench import audit, device, model
 from transformer import SIZES, Size, Transformer
 
 TINY = Size(layers=2, d=32, d_mlp=64, heads=4)
@@ -232,3 +232,25 @@ def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(wrong, says, capsys):
         bench.main([*MODEL, *wrong])
     assert end.value.code == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+# Device
+
+
+def test_the_device_command_keeps_what_a_part_measured_and_says_which_failed(tmp_path, capsys):
+    bench.main(["device", "--parts", "costs", "chunk", "--minutes", "2", "--json", str(tmp_path / "device.json")])
+    rows, printed = json.loads((tmp_path / "device.json").read_text())["rows"], capsys.readouterr().out
+    assert [r["part"] for r in rows] == ["costs"] * 11 + ["chunk"] * 2
+    assert sum(r["seconds"] for r in rows[:10]) < rows[10]["seconds"]
+    assert rows[11]["batch"] == 32
+    assert rows[11]["clips_per_s"] > 0
+    assert [r["note"] for r in rows if r["name"] == ""] == ["done", "done"]
+    assert all(r["name"] in printed for r in rows)
+
+
+def test_a_part_of_the_device_command_that_takes_too_long_is_ended_and_the_next_one_goes_on(tmp_path, capsys):
+    bench.main(["device", "--parts", "chunk", "encoder", "--minutes", "0.01", "--json", str(tmp_path / "device.json")])
+    rows = json.loads((tmp_path / "device.json").read_text())["rows"]
+    assert [(r["part"], r["note"].split(":")[0]) for r in rows] == [("chunk", "FAILED"), ("encoder", "FAILED")]
+    assert all(r["seconds"] < 5 for r in rows)
+    assert device.in_a_process("nothing", 60)[1].startswith("FAILED with 2: ")
