@@ -1,12 +1,14 @@
-"""Timed text files to cues: what is said, and when (the text of Section 3.4's MIL-NCE).
+"""Files of timed text to captions: what is said, and when (the text of Section 3.4's MIL-NCE).
 
-    cue      (start, end, text)   seconds from the beginning of the film, one line of clean text
-    formats  .srt, .vtt           blocks of "hh:mm:ss,mmm --> hh:mm:ss,mmm" and text
-             .csv                 header start,end,text in any order, seconds (HowTo100M, a file a video)
-             .json                {"start": [..], "end": [..], "text": [..]}, or a list of {"start", "end", "text"}
+    Caption  (start, end, text)   seconds from the beginning of the video, one line of clean text
+    .srt .vtt .sbv                blocks of "hh:mm:ss,mmm --> hh:mm:ss,mmm" (.sbv: a comma for the arrow) and text
+    .csv .tsv                     header start,end,text in any order; seconds (HowTo100M), in a .tsv milliseconds (Whisper)
+    .json                         {"start": [..], "end": [..], "text": [..]}, or a list of {"start", "end", "text"}; what
+                                  Whisper, WhisperX, whisper.cpp and YouTube write
+    .ass .ssa .ttml .dfxp .lrc    lines "Dialogue: ..", elements <p begin=".." end="..">, lines "[mm:ss.xx] .."
 
-Subtitle files are strangers' files: nothing here raises for what is in one. What is dropped or doubtful becomes a line
-"path:line: what" (in a json the number of the entry) of the list `problems`.
+Caption files are files of others: nothing here raises for what is in one. What is dropped or doubtful becomes a line
+"path:line: what" (in a json or ttml the number of the entry) of the list `problems`.
 """
 
 import codecs
@@ -19,23 +21,30 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import tell
 
-MAX_BYTES = 64 << 20        # of a file; a film's words are some 100 kB
-MAX_CHARACTERS = 4096       # of a cue
+MAX_BYTES = 16 << 20        # of a file; the words of a video are some 100 kB
+MAX_CAPTIONS = 50_000       # of a file: those of a day; all are looked at for each clip
+MAX_CHARACTERS = 4096       # of a caption
 MAX_SECONDS = 1e6           # eleven days; float32 still tells 0.06 s apart there
 TOLD_PER_FILE = 10_000
 
-SUFFIXES = (".srt", ".vtt", ".csv", ".json")
 ARROW = re.compile(r"\s*(-?[0-9:.,]+)\s*-->\s*(-?[0-9:.,]+)(?:\s|$)")
+COMMA = re.compile(r"([0-9:.]+),([0-9:.]+)\s*$")                                    # the arrow of .sbv
 CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]+):([0-9]+(?:[.,][0-9]*)?)")
 NO_CUE = re.compile(r"(?:WEBVTT|NOTE|STYLE|REGION)(?:\s|$)")
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-TAG = re.compile(r"</?(?:b|c|i|u|s|v|rt|ruby|lang|font|span)(?:[\s.][^<>]*)?>|<[0-9:.]+>|\{\\[^{}]*\}", re.IGNORECASE)
+LYRIC = re.compile(r"\[([0-9]+:[0-9.:]+)\]\s*")
+OFFSET = re.compile(r"([0-9.]+)(h|m|s|ms|t)")                                      # a time of TTML
+ATTRIBUTE = re.compile(r"\b(begin|end|dur|tickRate)\s*=\s*[\"']([^\"']*)[\"']")
+TAG = re.compile(r"</?(?:b|c|i|u|s|v|rt|ruby|lang|font|span)(?:[\s.][^<>]*)?>|<[0-9:.]+>|\{\\k[^{}]*\}", re.IGNORECASE)
+STYLE = re.compile(r"\{\\(?!k)[^{}]*\}|\\[Nnh]")                                   # of .ass, also within .srt: between words
+HALF = re.compile(r"\S*\ufffd\S*")                                               # a word that could not be read
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -48,12 +57,12 @@ class Caption(NamedTuple):
 
 
 def read(path: Path, problems: list[str]) -> list[Caption]:
-    """The cues of a subtitle file, sorted by start, rolling ones merged; none for a file that cannot be read."""
+    """The captions in a file, sorted by start, rolling ones merged; none for a file that cannot be read."""
     path = Path(path)
-    parse = {".srt": blocks, ".vtt": blocks, ".csv": table, ".json": objects}.get(path.suffix.lower())
+    parse = PARSERS.get(path.suffix.lower())
     with complaints(path, problems) as complain:
         if parse is None:
-            complain(1, f"not a subtitle file ({', '.join(SUFFIXES)})")
+            complain(1, f"not a caption file ({', '.join(PARSERS)})")
             return []
         try:
             if not path.is_file():                       # a named pipe would be waited for
@@ -67,12 +76,22 @@ def read(path: Path, problems: list[str]) -> list[Caption]:
         if len(data) > MAX_BYTES:
             complain(1, f"larger than {MAX_BYTES >> 20} MB: passed over")
             return []
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = data.decode("utf-16" if utf16 else "utf-8-sig", "replace").replace("\0", "")
+        text = data.decode(encoding(data), "replace").replace("\0", "")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         if "\ufffd" in text:
-            complain(1 + text[: text.index("\ufffd")].count("\n"), "not UTF-8: what cannot be read is replaced")
+            complain(1 + text[: text.index("\ufffd")].count("\n"), "not UTF-8: words that cannot be read are left out; write "
+                     "the file anew, if it is Western European with iconv -f WINDOWS-1252 -t UTF-8")
         return sift(parse(text), complain)
+
+
+def encoding(data: bytes) -> str:
+    """UTF-8, unless a mark at the beginning, or a zero in every other byte, says UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    even, odd = data[:1000:2].count(0), data[1:1000:2].count(0)
+    if 3 * max(even, odd) > len(data[:1000]):
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-8-sig"
 
 
 def sift(rows: Iterable[tuple[int, Any, Any, Any]], complain: Callable[[int, str], None]) -> list[Caption]:
@@ -91,6 +110,9 @@ def sift(rows: Iterable[tuple[int, Any, Any, Any]], complain: Callable[[int, str
                 if len(text) > MAX_CHARACTERS:
                     complain(line, f"text of {len(text)} characters is cut to {MAX_CHARACTERS}")
                 cues.append(Caption(start, end, said))
+            if len(cues) == MAX_CAPTIONS:
+                complain(line, f"more than {MAX_CAPTIONS} captions: the rest is passed over")
+                break
     except (csv.Error, ValueError, RecursionError) as error:
         complain(line, f"cannot be read from here on: {error}")
     return merge_rolling(sorted(cues, key=lambda cue: cue.start))
@@ -146,35 +168,35 @@ def nearest(times: Sequence[tuple[float, float]], start: float, end: float, k: i
 # ---------------------------------------------------------------------------------------------------------------------
 # Files to rows (line, start, end, text)
 
-def blocks(text: str) -> Iterator[tuple[int, Any, Any, str]]:
-    """.srt and .vtt: a line with an arrow begins a cue, an empty line ends it; the line before an arrow is its name.
+def blocks(text: str, arrow: re.Pattern = ARROW) -> Iterator[tuple[int, Any, Any, str]]:
+    """.srt, .vtt and .sbv: a line with an arrow begins a cue, an empty line ends it; the line before an arrow is its name.
 
     Blank is not empty: recognisers' cues begin with a line of one blank. Words outside a cue have no time (None).
     """
     times, said, outside = None, [], []                  # of the open cue: (line, start, end), its lines; other lines
     for number, line in enumerate([*text.split("\n"), ""], 1):
-        arrow = ARROW.match(line)
-        if times and (arrow or not line):
-            if arrow and said and said[-1].strip().isdecimal():
+        found = arrow.match(line)
+        if times and (found or not line):
+            if found and said and said[-1].strip().isdecimal():
                 said.pop()                               # the next cue's number: the empty line is missing
             yield *times, "\n".join(said)
             times = None
-        elif outside and (arrow or not line.strip()):
-            if not NO_CUE.match(outside[0]) and (lost := outside[:-1] if arrow else outside):
+        elif outside and (found or not line.strip()):
+            if not NO_CUE.match(outside[0]) and (lost := outside[:-1] if found else outside):
                 yield number - len(outside), None, None, "\n".join(lost)
             outside = []
-        if arrow:
-            times, said = (number, *arrow.groups()), []
+        if found:
+            times, said = (number, *found.groups()), []
         elif times:
             said.append(line)
         elif line.strip():
             outside.append(line)
 
 
-def table(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+def table(text: str, delimiter: str = ",") -> Iterator[tuple[int, Any, Any, Any]]:
     """.csv: rows below a header that has start, end and text among its columns; ValueError for another header."""
     csv.field_size_limit(MAX_BYTES)                      # Python's own limit of 128 kB would raise
-    reader = csv.reader(io.StringIO(text), skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     header = [name.strip().lower() for name in next(reader, [])]
     columns = [header.index(name) for name in ("start", "end", "text") if name in header]
     if len(columns) < 3:
@@ -183,25 +205,104 @@ def table(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
         yield reader.line_num, *(row[column] if column < len(row) else None for column in columns)
 
 
+def milliseconds(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+    """.tsv: the same, with tabs; times are whole milliseconds, as Whisper writes them, or seconds with a point."""
+    for line, start, end, said in table(text, "\t"):
+        yield line, *(int(time) / 1000 if time and time.isdecimal() else time for time in (start, end)), said
+
+
+def dialogues(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+    """.ass and .ssa: lines "Dialogue:" with the fields that the last line "Format:" names; no drawings."""
+    names = []
+    for number, line in enumerate(text.split("\n"), 1):
+        kind, _, rest = line.strip().partition(":")
+        if kind == "Format":
+            names = [name.strip().lower() for name in rest.split(",")]
+        elif kind == "Dialogue" and {"start", "end", "text"} <= set(names):
+            fields = dict(zip(names, rest.split(",", len(names) - 1), strict=False))
+            if not re.search(r"\\p[1-9]", said := fields.get("text", "")):
+                yield number, fields.get("start"), fields.get("end"), re.sub(r"\{(?!\\)[^{}]*\}", "", said)
+
+
+def lyrics(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+    """.lrc: lines "[mm:ss.xx] text", each up to the next one's time, the last for five seconds."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        times = []
+        while stamp := LYRIC.match(line):
+            times, line = [*times, seconds(stamp[1])], line[stamp.end():]
+        rows += [(time, number, line.strip()) for time in times]
+    rows.sort()
+    for (start, number, said), (end, *_) in zip(rows, [*rows[1:], (math.inf,)], strict=True):
+        if said:
+            yield number, start, min(end, start + 5 if end == math.inf else end), said
+
+
+def elements(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+    """.ttml: elements <p begin="." end="."> or with dur for end; what is inside of them, without its elements."""
+    head, *parts = re.split(r"<(?:\w+:)?p\b", text)
+    rate = dict(ATTRIBUTE.findall(head)).get("tickRate") or 1e7
+
+    def time(value: str | None) -> float:
+        if offset := OFFSET.fullmatch(value or ""):
+            unit = {"h": 3600, "m": 60, "s": 1, "ms": 0.001, "t": 1 / float(rate)}[offset[2]]
+            return seconds(offset[1]) * unit
+        return seconds(value)
+
+    for number, part in enumerate(parts, 1):
+        inside, _, said = part.partition(">")
+        said = re.split(r"</(?:\w+:)?p\s*>", said, maxsplit=1)[0]
+        times = dict(ATTRIBUTE.findall(inside))
+        start = time(times.get("begin"))
+        end = time(times["end"]) if "end" in times else start + time(times.get("dur"))
+        yield number, start, end, re.sub(r"<[^<>]*>", " ", said)
+
+
 def objects(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
     """.json: what `entries` makes of the whole file; ValueError where it is not JSON."""
     yield from entries(json.loads(text))
 
 
 def entries(parsed: Any) -> Iterator[tuple[int, Any, Any, Any]]:
-    """A parsed {"start": [..], "end": [..], "text": [..]}, as in HowTo100M, or list of {"start", "end", "text"}.
+    """A parsed {"start": [..], "end": [..], "text": [..]}, as in HowTo100M, or list of entries, also as a member of an object.
 
     ValueError for another form.
     """
     names = ("start", "end", "text")
     if isinstance(parsed, dict) and all(isinstance(parsed.get(name), list) for name in names):
-        rows = zip_longest(*(parsed[name] for name in names))
-    elif isinstance(parsed, list) and all(isinstance(entry, dict) for entry in parsed):
-        rows = ([entry.get(name) for name in names] for entry in parsed)
-    else:
-        raise ValueError('neither {"start": [..], "end": [..], "text": [..]} nor a list of {"start", "end", "text"}')
-    for number, row in enumerate(rows, 1):
-        yield number, *row
+        yield from ((number, *row) for number, row in enumerate(zip_longest(*(parsed[name] for name in names)), 1))
+        return
+    if isinstance(parsed, dict):    # Whisper and WhisperX, whisper.cpp, transformers, YouTube
+        parsed = next((parsed[name] for name in ("segments", "transcription", "chunks", "events") if name in parsed), None)
+    if not isinstance(parsed, list) or not all(isinstance(entry, dict) for entry in parsed):
+        raise ValueError('neither {"start": [..], "end": [..], "text": [..]} nor a list of {"start", "end", "text"}, nor what '
+                         "Whisper or YouTube writes")
+    for number, entry in enumerate(parsed, 1):
+        if "tStartMs" not in entry or str(moment(entry)[2] or "").strip():                # YouTube has events without words
+            yield number, *moment(entry)
+
+
+def moment(entry: dict) -> tuple[Any, Any, Any]:
+    """(start, end, text) of an entry, however it names them."""
+    match entry:
+        case {"offsets": {"from": start, "to": end}, "text": text}:                     # whisper.cpp, ms
+            return seconds(start) / 1000, seconds(end) / 1000, text
+        case {"timestamp": [start, end], "text": text}:                                 # transformers
+            return start, end, text
+        case {"tStartMs": start, "segs": [*parts]}:                                     # YouTube's json3
+            start = seconds(start) / 1000
+            said = [part.get("utf8") for part in parts if isinstance(part, dict)]
+            return start, start + seconds(entry.get("dDurationMs", 0)) / 1000, "".join(x for x in said if isinstance(x, str))
+        case {"start": start, "duration": length} if "end" not in entry:                # youtube-transcript-api
+            return start, seconds(start) + seconds(length), entry.get("text")
+    return entry.get("start"), entry.get("end"), entry.get("text")
+
+
+# of two files with the same name, the kind that stands first is taken
+PARSERS: dict[str, Callable[[str], Iterator[tuple[int, Any, Any, Any]]]] = {
+    ".srt": blocks, ".vtt": blocks, ".csv": table, ".json": objects, ".tsv": milliseconds, ".ass": dialogues, ".ssa": dialogues,
+    ".ttml": elements, ".dfxp": elements, ".sbv": partial(blocks, arrow=COMMA), ".lrc": lyrics, ".json3": objects,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,8 +321,8 @@ def seconds(value: Any) -> float:
 
 def clean(text: str) -> str:
     """One line of text that can be encoded: tags and control characters removed, entities and blanks resolved."""
-    text = html.unescape(TAG.sub("", BREAK.sub(" ", text)))
-    return " ".join(CONTROL.sub(" ", text).split()).encode("utf-8", "replace").decode()
+    text = html.unescape(TAG.sub("", STYLE.sub(" ", BREAK.sub(" ", text))))
+    return " ".join(CONTROL.sub(" ", HALF.sub("", text)).split()).encode("utf-8", "replace").decode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -132,9 +132,9 @@ def beside(names: list[str]) -> dict[str, str]:
     best = {}
     for name in names:
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in captions.SUFFIXES:
+        if suffix.lower() not in captions.PARSERS:
             continue
-        order = captions.SUFFIXES.index(suffix.lower())
+        order = list(captions.PARSERS).index(suffix.lower())
         offers = [(stem, (0, order, name))]
         film, _, language = stem.rpartition(".")
         if suffix.lower() in (".srt", ".vtt") and film and LANGUAGE.fullmatch(language):

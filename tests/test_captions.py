@@ -36,7 +36,42 @@ CSV = "text,,end,start\nStir the dough.,x,2.5,1.0\nThen wait & see,,3604,62.25\n
 LISTS = json.dumps({"start": [1, 62.25], "end": [2.5, 3604], "text": ["Stir the dough.", "Then wait &amp; see"]})
 ENTRIES = json.dumps([{"start": 62.25, "end": 3604, "text": "Then wait & see", "speaker": 1},
                       {"text": "Stir the dough.", "start": "1", "end": "00:02,5"}])
-FILES = [("a.srt", SRT), ("a.vtt", VTT), ("a.csv", CSV), ("a.json", LISTS), ("b.json", ENTRIES), ("A.SRT", SRT)]
+WHISPER = json.dumps({"text": " Stir the dough. Then", "language": "en", "segments": [
+    {"id": 0, "seek": 0, "start": 1.0, "end": 2.5, "text": " Stir the dough.", "tokens": [1], "words": [{"word": " Stir"}]},
+    {"id": 1, "seek": 0, "start": 62.25, "end": 3604.0, "text": " Then wait & see", "tokens": [2]}]})
+CPP = json.dumps({"result": {"language": "en"}, "transcription": [
+    {"timestamps": {"from": "00:00:01,000"}, "offsets": {"from": 1000, "to": 2500}, "text": " Stir the dough."},
+    {"timestamps": {}, "offsets": {"from": 62250, "to": 3604000}, "text": " Then wait & see"}]})
+CHUNKS = json.dumps({"text": "..", "chunks": [{"timestamp": [1.0, 2.5], "text": " Stir the dough."},
+                                             {"timestamp": [62.25, 3604], "text": "Then wait & see"}]})
+JSON3 = json.dumps({"wireMagic": "pb3", "events": [{"tStartMs": 0, "dDurationMs": 9, "id": 1}, {
+    "tStartMs": 1000, "dDurationMs": 1500, "segs": [{"utf8": "Stir the"}, {"utf8": " dough.", "tOffsetMs": 300}]},
+    {"tStartMs": 62250, "dDurationMs": 3541750, "segs": [{"utf8": "Then wait & see"}]}]})
+SPANS = json.dumps([{"text": "Stir the dough.", "start": 1.0, "duration": 1.5},
+                    {"text": "Then wait & see", "start": 62.25, "duration": 3541.75}])
+SBV = "0:00:01.000,0:00:02.500\nStir the\ndough.\n\n0:01:02.250,1:00:04.000\nThen wait & see\n"
+TSV = "start\tend\ttext\n1000\t2500\tStir the dough.\n62250\t3604000\tThen wait & see\n"
+ASS = """[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname
+Style: Default,Arial
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Comment: 0,0:00:00.00,0:00:01.00,Default,,0,0,0,,not said
+Dialogue: 0,0:01:02.25,1:00:04.00,Default,,0,0,0,,{\\an8}Then\\Nwait{note}\\h& {\\k20}s{\\k30}ee
+Dialogue: 0,0:00:05.00,0:00:06.00,Default,,0,0,0,,{\\p1}m 0 0 l 10 10{\\p0}
+Dialogue: 0,0:00:01.00,0:00:02.50,Default,,0,0,0,,Stir{\\i1}the{\\i0} dough.
+"""
+TTML = """<?xml version="1.0"?><tt xmlns="http://www.w3.org/ns/ttml" xmlns:ttp="x" ttp:tickRate="1000"><body><div>
+<p begin="00:00:01.000" end="00:00:02.500">Stir the<br/>dough.</p><p xml:id="b" begin="62250t"
+ dur="3541.75s"><span tts:color="red">Then</span> wait &amp;<tt:br/>see</p></div></body></tt>"""
+FILES = [
+    ("a.srt", SRT), ("a.vtt", VTT), ("a.csv", CSV), ("a.json", LISTS), ("b.json", ENTRIES), ("A.SRT", SRT), ("c.json", WHISPER),
+    ("cpp.json", CPP), ("chunks.json", CHUNKS), ("youtube.json3", JSON3), ("spans.json", SPANS), ("a.sbv", SBV), ("a.tsv", TSV),
+    ("a.ass", ASS), ("a.ssa", ASS), ("a.ttml", TTML), ("a.dfxp", TTML.replace("<p ", "<tt:p ").replace("</p>", "</tt:p>"))]
 
 
 def cues_of(folder, name, content, encoding="utf-8"):
@@ -51,7 +86,7 @@ def test_every_format_says_the_same_cues_sorted_by_start(tmp_path, name, content
     assert cues_of(tmp_path, name, content) == (TWO, [])
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(("name", "content"), FILES[:4])
 def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, name, content, newline, encoding):
@@ -63,9 +98,21 @@ def test_empty_lines_may_be_missing_between_srt_cues(tmp_path):
     assert cues_of(tmp_path, "b.srt", SRT.replace("\n\n", "\n \n"))[0] == TWO
 
 
-def test_what_is_not_utf8_is_replaced_and_told(tmp_path):
+def test_lines_of_a_song_go_on_to_the_next_one(tmp_path):
+    text = "[ti:Dough]\n[00:01.00][01:02.25]Stir the <00:01.50>dough.\n[00:02.50]\n[01:04.5] Then wait\n"
+    assert cues_of(tmp_path, "a.lrc", text) == ([
+        Caption(1.0, 2.5, "Stir the dough."), Caption(62.25, 64.5, "Stir the dough."), Caption(64.5, 69.5, "Then wait")], [])
+
+
+@pytest.mark.parametrize("said", [r"one\Ntwo\hthree", r"one{\an8}two{\r}three", r"{\i1}one{\i0}\ntwo {\b1}three"])
+def test_breaks_and_tags_of_ass_never_glue_words_whatever_the_file(tmp_path, said):
+    assert cues_of(tmp_path, "a.srt", SRT.replace("Stir the\ndough.", said))[0][0].text == "one two three"
+
+
+def test_words_that_are_not_utf8_are_told_with_a_remedy_and_left_out(tmp_path):
     cues, problems = cues_of(tmp_path, "a.srt", SRT.replace("dough", "pâte"), "latin-1")
-    assert cues[0].text == "Stir the p\ufffdte."
+    assert cues[0].text == "Stir the"
+    assert "iconv -f WINDOWS-1252 -t UTF-8" in problems[0]
     assert len(problems) == 1
     assert problems[0].startswith(f"{tmp_path / 'a.srt'}:4: not UTF-8")
 
@@ -161,6 +208,12 @@ def test_a_file_over_the_limit_is_passed_over(tmp_path, monkeypatch):
     assert cues == []
     assert len(problems) == 1
     assert "larger than" in problems[0]
+
+
+def test_captions_without_end_are_cut_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(captions, "MAX_CAPTIONS", 1)
+    assert cues_of(tmp_path, "a.srt", SRT)[0] == TWO[:1]
+    assert "a.srt:2: more than 1 captions" in cues_of(tmp_path, "a.srt", SRT)[1][0]
 
 
 def test_an_empty_file_with_only_a_header_has_no_cues_and_no_problem(tmp_path):
