@@ -1,4 +1,4 @@
-"""`python -m bench model | data | audit | device`: speed and cost, side by side with what people would use instead.
+"""`python -m bench model | data | audit | device | study`: speed and cost, side by side with what people would use instead.
 
 Each command prints tables, and with --json FILE writes the same as {"rows": [...], "device": ...}; ratios vs_PEER are above 1
 where ours is faster.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bench import audit, data, device, model
+from bench import audit, data, device, model, study
 from engine.errors import user_errors
 from engine.processes import Processes
 from engine.run import write_text
@@ -24,7 +24,7 @@ def flags() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers there")
-    for command in (model, data, audit, device):
+    for command in (model, data, audit, device, study):
         command.flags(commands, common)
     return p
 

@@ -5,10 +5,12 @@ import re
 
 import pytest
 import torch
+from films import TINY, folder
 from torch import nn
 
+import pretrain
 from bench import __main__ as bench
-from bench import audit, device, model
+from bench import audit, device, model, study
 from transformer import SIZES, Size, Transformer
 
 TINY = Size(layers=2, d=32, d_mlp=64, heads=4)
@@ -254,3 +256,33 @@ def test_a_part_of_the_device_command_that_takes_too_long_is_ended_and_the_next_
     assert [(r["part"], r["note"].split(":")[0]) for r in rows] == [("chunk", "FAILED"), ("encoder", "FAILED")]
     assert all(r["seconds"] < 5 for r in rows)
     assert device.in_a_process("nothing", 60)[1].startswith("FAILED with 2: ")
+
+
+# Study
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(("what", "values"), [("drop", 4), ("patch", 6)])
+def test_each_value_of_a_study_is_a_command_that_can_be_parsed_beside_the_scores_of_the_paper(what, values, small):
+    found = study.runs(what, small)
+    assert len(found) == values
+    for flags, paper in found.values():
+        args = pretrain.flags().parse_args(flags)
+        assert len(paper) == 5
+        if what == "patch" and not small:
+            assert args.size in (200, 224)
+            assert args.patch[0] in (4, 5, 8)
+
+
+@pytest.mark.slow
+def test_a_study_trains_every_value_and_prints_it_beside_the_paper(tmp_path, capsys):
+    videos = folder(tmp_path / "videos", films=10)
+    more = ["--data", str(videos), "--val", str(videos), *TINY]
+    argv = ["study", "drop", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json"), "--", *more]
+    for _ in range(2):                                                      # what is finished is read again
+        bench.main(argv)
+        rows, printed = json.loads((tmp_path / "study.json").read_text())["rows"], capsys.readouterr().out
+        assert [r["name"] for r in rows] == ["75% dropped", "50% dropped", "25% dropped", "0% dropped"]
+        settings = [json.loads((tmp_path / f"runs/drop-{i}/config.json").read_text())["settings"]["drop"] for i in range(4)]
+        assert settings == [[0.75] * 2, [0.5] * 2, [0.25] * 2, [0.0] * 2]
+        assert "14.10" in printed.splitlines()[-4]
