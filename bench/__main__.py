@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import json
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -41,8 +42,10 @@ def describe(device: torch.device) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Reads the flags and runs the command; exit code 2 and one line for what the user can mend"""
-    p = flags()
-    args = p.parse_args(argv)
+    p, argv = flags(), [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    mine = argv.index("--") if "--" in argv else len(argv)
+    args = p.parse_args(argv[:mine])
+    args.more = argv[mine + 1:]
     if args.json and not args.json.parent.is_dir():
         p.error(f"--json: there is no folder {args.json.parent}")
     processes = Processes()

@@ -1,7 +1,7 @@
 """The paper's ablations, one command each: `python -m bench study drop | patch | audio` (Tables 5, 9 and 10).
 
 Each value is a run of `pretrain.py`, the demo's unless flags of it follow `--`: `... study drop -- --preset mbs --data /data`.
-At the demo's size what can be compared with the paper is the trend, not the figure; a run that is finished is not trained again.
+At the demo's size what can be compared with the paper is the trend, not the figure. Finished runs are read, not trained.
 """
 
 import argparse
@@ -29,12 +29,12 @@ AUDIO = {128: (68.13, 88.14, 87.75, 25.72, 17.31), 256: (66.1, 87.74, 83.75, 24.
 
 def flags(commands, common: argparse.ArgumentParser) -> None:
     """Adds the command line of `study`"""
-    c = commands.add_parser("study", parents=[common], help="an ablation of the paper, each value trained, beside the paper's")
+    c = commands.add_parser("study", parents=[common], help="an ablation of the paper, each value trained, beside the paper's",
+                            usage="%(prog)s [flags] drop|patch|audio [-- flags of pretrain.py]")
     c.set_defaults(run=run)
     c.add_argument("what", choices=("drop", "patch", "audio"), help="Table 5, 9 or 10")
     c.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the runs (default: %(default)s)")
     c.add_argument("--seed", type=int, default=0, help="of every run (default: %(default)s)")
-    c.add_argument("more", nargs="*", metavar="-- FLAGS", help="further flags of pretrain.py")
 
 
 def runs(what: str, small: bool) -> dict[str, tuple[list[str], tuple]]:
@@ -45,8 +45,8 @@ def runs(what: str, small: bool) -> dict[str, tuple[list[str], tuple]]:
     if what == "drop":
         return {f"{drop:.0%} dropped": (["--drop", f"{drop}"], paper) for drop, paper in DROP.items()}
     if what == "audio":
-        return {f"patches of {n}" if n else "spectrogram": (["--audio-patch", f"{n}"] if n else ["--audio-input", "spectrogram"],
-                                                            paper) for n, paper in AUDIO.items()}
+        these = lambda n: ["--audio-patch", f"{n}"] if n else ["--audio-input", "spectrogram"]
+        return {f"patches of {n}" if n else "spectrogram": (these(n), paper) for n, paper in AUDIO.items()}
     found = {}
     for (frames, size, (t, h, w)), paper in PATCH.items():
         if small:

@@ -3,9 +3,9 @@
 import json
 import re
 
+import films
 import pytest
 import torch
-from films import TINY, folder
 from torch import nn
 
 import pretrain
@@ -276,8 +276,8 @@ def test_each_value_of_a_study_is_a_command_that_can_be_parsed_beside_the_scores
 
 @pytest.mark.slow
 def test_a_study_trains_every_value_and_prints_it_beside_the_paper(tmp_path, capsys):
-    videos = folder(tmp_path / "videos", films=10)
-    more = ["--data", str(videos), "--val", str(videos), *TINY]
+    videos = films.folder(tmp_path / "videos", films=10)
+    more = ["--data", str(videos), "--val", str(videos), *films.TINY]
     argv = ["study", "drop", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "study.json"), "--", *more]
     for _ in range(2):                                                      # what is finished is read again
         bench.main(argv)
