@@ -5,6 +5,7 @@ worker nothing but pages of the operating system's one copy of them.
 """
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -15,38 +16,39 @@ from torch.utils.data import DataLoader, Dataset
 
 import data
 from engine.sampling import BatchSampler, Sampler
-from sources.index import FORMAT, PLACES, TYPES, Index, complement, held_out, types_of
+from media.captions import Caption
+from sources import index
 
-AT_ONCE = 1 << 20   # rows written together
-SHARD = 8000        # clips of a made-up shard
+SHARD = 8000  # clips of a made-up shard
 
 
-def write(folder: Path, n: int) -> None:
-    """The index of n packed clips that do not exist, one caption each: what `index.write` would write of them, much faster"""
-    folder.mkdir(parents=True)
-    path, text = (np.frombuffer(word, np.uint8) for word in (b"000000000.mp4", b"stir slowly until it is number 000000000"))
-    files = {name: (folder / name).open("wb") for name in types_of(packed=True, labels=False)}
-    for name in ("path_ends", "cue_ends", "text_ends"):
-        files[name].write(np.zeros(1, TYPES[name]).tobytes())
-    for first in range(0, n, AT_ONCE):
-        i = np.arange(first, min(first + AT_ONCE, n))
-        digits = (i[:, None] // 10 ** np.arange(8, -1, -1) % 10 + ord("0")).astype(np.uint8)
-        paths, texts, places = np.tile(path, (len(i), 1)), np.tile(text, (len(i), 1)), np.zeros(len(i), PLACES)
-        paths[:, :9], texts[:, -9:] = digits, digits
-        places["shard"], places["offset"], places["size"] = i // SHARD, i % SHARD * 131_072, 130_000
-        spans, times = np.tile([0, np.inf], (len(i), 1)), np.tile(np.float32([1, 3]), (len(i), 1))
-        hashes = i.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        hashes = (hashes ^ hashes >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)
-        columns = dict(paths=paths, path_ends=(i + 1) * len(path), hashes=hashes, spans=spans, cue_ends=i + 1, times=times,
-                       texts=texts, text_ends=(i + 1) * len(text), places=places)
-        for name, values in columns.items():
-            files[name].write(values.tobytes())
-    for file in files.values():
-        file.flush()
-        os.fsync(file.fileno())  # what the disk does not have yet would count as a worker's own
-        file.close()
-    head = {"format": FORMAT, "root": os.pardir, "packed": True, "rows": n, "cues": n, "crc": 0}
+def write(folder: Path, n: int) -> int:
+    """Writes the index of packed clips that do not exist, one caption each, as many as whole shards hold of n -> how many.
+
+    What `index.write` writes of one shard stands there again and again, with the numbers changed that differ: much faster.
+    """
+    one, rows = folder.with_name("one shard"), min(n, SHARD)
+    said = lambda i: [Caption(1.0, 3.0, f"stir slowly until it is number {i:09}")]
+    index.write(one, folder, (index.Row(f"{i:09}.mp4", 0.0, math.inf, said(i), place=index.Place(0, 0, i * 131_072, 130_000))
+                              for i in range(rows)), packed=True)
+    folder.mkdir()
+    for name, kind in index.types_of(packed=True, labels=False).items():
+        column, ends = np.fromfile(one / name, kind), name.endswith("_ends")
+        with (folder / name).open("wb") as file:
+            file.write(column[:1].tobytes() if ends else b"")
+            for shard in range(n // rows):
+                part = column[1:] + shard * column[-1] if ends else column
+                if name == "hashes":
+                    part = column * np.uint64(2 * shard + 1)
+                if name == "places":
+                    part["shard"] = shard
+                file.write(part.tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # what the disk does not have yet would count as a worker's own
+    total = n // rows * rows
+    head = json.loads((one / "index.json").read_text()) | {"rows": total, "cues": total}
     (folder / "index.json").write_text(json.dumps(head))
+    return total
 
 
 class Probe(Dataset):
@@ -57,7 +59,7 @@ class Probe(Dataset):
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[float, float, float]:
         began = time.perf_counter()
-        number = int(complement(self.slots(*at)[1], self.source.held))
+        number = int(index.complement(self.slots(*at)[1], self.source.held))
         chosen = time.perf_counter()
         row, _ = self.source.index[number], self.source.index.media(number)
         looked = time.perf_counter()
@@ -68,22 +70,21 @@ class Probe(Dataset):
 def measure(n: int, batch: int = 2048, steps: int = 20, folder: Path | None = None) -> list[dict]:
     """Figures of a thousand clips and of n, each read by a worker of a loader; the lists are written to `folder`, or to /tmp"""
     rows = []
-    for clips in (1000, n):
+    for wanted in (1000, n):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             began = time.perf_counter()
-            write(Path(scratch) / "index", clips)
+            clips = write(Path(scratch) / "index", wanted)
             written = time.perf_counter()
-            index = Index(Path(scratch) / "index")
-            held = held_out(index)
+            source = data.Source(opened := index.Index(Path(scratch) / "index"), index.held_out(opened))
             found = time.perf_counter()
-            source = data.Source(index, held)
             probe = Probe(source, Sampler([len(source)], [1.0], batch, 0), batch - 1)
             loader = DataLoader(probe, batch_sampler=BatchSampler(0, steps, range(batch)), num_workers=1, collate_fn=np.array,
                                 multiprocessing_context="spawn")                # a forked one shares pages with this process
             seen = np.array(list(loader))                                       # (steps, batch, 3)
             choose, look = np.median(seen[..., :2].sum(1), 0).tolist()
+            size = sum(file.stat().st_size for file in opened.folder.iterdir())
             rows.append({
-                "name": "index", "clips": clips, "batch": batch, "bytes": sum(f.stat().st_size for f in index.folder.iterdir()),
+                "name": "index", "clips": clips, "batch": batch, "bytes": size,
                 "write_s": written - began, "held_out_s": found - written, "choose_s": choose, "look_up_s": look,
                 "worker_bytes": float(seen[-1, -1, 2]), "worker_grew_bytes": float(seen[-1, -1, 2] - seen[0, -1, 2])})
     return rows
