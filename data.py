@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from engine.errors import TooManyBad
 from engine.loading import InFlight
 from engine.sampling import Sampler, generator
 from media.cache import Reader
@@ -55,36 +56,6 @@ class Source(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.index) - len(self.held)
-
-
-class Bad:
-    """Unreadable files: each named once, all counted by reason, and their share of the last thousand tries."""
-
-    def __init__(self, most: float):
-        self.most, self.reasons, self.names, self.recent = most, collections.Counter(), {}, collections.deque()
-
-    def add(self, served: int, failed: list[tuple[str, str]]) -> None:
-        """A step: clips served, files that failed on the way"""
-        self.recent.append((served + len(failed), len(failed)))
-        while sum(n for n, _ in self.recent) - self.recent[0][0] >= 1000:
-            self.recent.popleft()
-        for path, reason in failed:
-            self.reasons[reason] += 1
-            self.names.setdefault(path, reason)
-
-    @property
-    def too_many(self) -> bool:
-        """True past `most`, judged once five are bad"""
-        tried, bad = (sum(x) for x in zip(*self.recent, strict=True)) if self.recent else (0, 0)
-        return bad >= 5 and bad > self.most * tried
-
-    def __str__(self) -> str:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in self.reasons.most_common())
-        return f"{sum(self.reasons.values())} draws of {len(self.names)} unreadable files ({reasons})"
-
-
-class TooManyBad(RuntimeError):
-    """The data cannot be trusted any more: names what failed and why."""
 
 
 class Clips(Dataset):

@@ -112,11 +112,16 @@ def classify(model, loader, processes, per_class: bool = False) -> dict:
         targets.append(batch["y"])
     model.train(was_training)
     scores, targets = (torch.cat(processes.collect(torch.cat(parts))) for parts in (scores, targets))
+    return score(model, scores, targets, [pair for part in processes.collect(failed) for pair in part], per_class)
+
+
+def score(model, scores: torch.Tensor, targets: torch.Tensor, failed: list, per_class: bool = False) -> dict:
+    """Metrics of what a classifier says (N, C) of files with classes (N, C), and "unreadable", the files it says nothing of"""
     if model.multi:
         metrics = multilabel_metrics(scores, targets, per_class)
     else:
         metrics = classification_metrics(scores, targets.argmax(1), per_class)
-    return {**metrics, "unreadable": sorted([str(x) for x in pair] for part in processes.collect(failed) for pair in part)}
+    return {**metrics, "unreadable": sorted([str(x) for x in pair] for pair in failed)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +148,7 @@ def classify_command(args, processes: Processes) -> None:
         windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
         recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops, cache=saved.get("cache") or 0.0)
         dataset = views.Testing(data.test, len(model.classes), recipe, numbers=numbers)
-    loader = views.loader(dataset, args.batch, processes.rank, processes.world, args.workers)
+    loader = views.loader(dataset, args.batch, processes, args.workers)
     scores = classify(model, embed.survived(loader, dataset), processes, per_class=True)
     if not processes.first:
         return

@@ -8,82 +8,121 @@
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import math
 import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import evaluate
 import losses
 import vatt
-from engine import loading, loop
+from engine import arguments, loading, loop
 from engine.errors import Problems, fail, printable, user_errors
 from engine.processes import Processes
 from engine.run import Run
-from engine.sampling import generator, key
+from engine.sampling import key
 from sources import demo, official
 from sources.labelled import Labelled
 from tools import dry_run, linear, views
 from tools.classifier import READS, Classifier, pretrained, start_from
-from tools.recipes import DEMO_RECIPES, RECIPES, SMALL
 
+# Official: gradients of the backbone clipped at 0.75, classifier dropout 0.5, and 2.5k steps of warm-up for images (the paper
+# is silent).
+PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=(0.08, 1.0), flip=0.5,
+             colour=(32 / 255, 0.4, 0.4, 0.2), windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
+RECIPES = {
+    # Section A.2.5.
+    "video": {**PAPER, "steps": 100_000, "warmup": 2500, "batch": 64, "lr": 0.005, "smoothing": 0.1, "classifier_dropout": 0.5,
+              "crops": 3, "frames": 32, "fps": 12.5, "size": 320},
+    # Paper: a learning rate of 0.2 (A.3, in its published form; official: 0.005, that of video).
+    # Ours: sound at 24 kHz is filtered before it is resampled (official: every other sample of 48 kHz).
+    "audio": {**PAPER, "steps": 50_000, "warmup": 5000, "batch": 1024, "lr": 0.2, "mixup": 5.0, "balance": True,
+              "classifier_dropout": 0.0, "frames": 64, "fps": 10.0, "rate": 24_000},
+    # Section A.3.1.
+    "image": {**PAPER, "epochs": 50.0, "warmup": 2500, "batch": 512, "lr": 0.08, "smoothing": 0.1, "classifier_dropout": 0.5,
+              "size": 384},
+    # Section A.3.2.
+    "linear": {**PAPER, "steps": 50_000, "warmup": 0, "batch": 64, "lr": 5e-4, "classifier_dropout": 0.0, "components": 128,
+               "sampled": 13, "l2": 0.1, "svm_c": 1e-3},
+}
+# What the demo's model learns in a minute, from views as large and as long as those of its pre-training.
+SMALL = dict(warmup=20, batch=32, clip=0.75, mixup=0.0, area=(0.6, 1.0), colour=(32 / 255, 0.0, 0.0, 0.0), windows=2, crops=1,
+             workers=0, cache=1.0, save_every=100, eval_every=100, smoothing=0.1)
+DEMO_RECIPES = {
+    "video": {**RECIPES["video"], **SMALL, "steps": 300, "lr": 0.05},
+    "audio": {**RECIPES["audio"], **SMALL, "steps": 300, "lr": 0.05},
+    "image": {**RECIPES["image"], **SMALL, "epochs": None, "steps": 300, "lr": 0.05},
+    "linear": {**RECIPES["linear"], **SMALL, "steps": 2000, "batch": 64, "warmup": 0, "eval_every": 2000, "save_every": 1000},
+}
 # The demo's classes and how many labelled clips of each it trains on: few, as labels are, and the same for both arms.
 DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("+")), 2)}
 
+MODEL = ("frames", "fps", "size", "rate", "patch", "audio_input", "dropout")  # flags of the model
+CHOICES = dict.fromkeys(("task", "data", "init", "modality", "epochs", "components", "sampled", "l2", "svm_c")) | dict(
+    part=1, scratch=False, allow_outside=False, classifier="low-rank")
+# Flags that a task has no use for; they are not in its --help.
+FROZEN = {"modality", "classifier", "components", "sampled", "l2", "svm_c"}
+UNUSED = {
+    "video": FROZEN | {"rate", "audio_input"},
+    "audio": FROZEN | {"size", "patch", "area", "flip", "colour", "crops"},
+    "image": FROZEN | {"frames", "fps", "rate", "audio_input", "windows"},
+    "linear": {"warmup", "clip", "drop", "smoothing", "mixup", "balance", "area", "flip", "colour", "dropout",
+               "classifier_dropout", "chunk", "recompute"},
+    None: FROZEN | {"area", "flip", "colour", "rate", "audio_input", "windows", "crops", "balance", "smoothing", "mixup"},
+}
 
-def flags() -> argparse.ArgumentParser:
-    """The command line; None stands for the value of the task's recipe"""
-    p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them",
-                                description="Train VATT for a task with labels. Without flags: goes on from runs/demo.")
+
+def flags(task: str | None = None, values: dict | None = None) -> argparse.ArgumentParser:
+    """The command line; --help shows the flags of `task` with the values that they have where they are not given"""
+    p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them", allow_abbrev=False,
+                                argument_default=argparse.SUPPRESS,
+                                description="Train VATT for a task with labels. Without flags: goes on from runs/demo.",
+                                epilog=None if task else "--task TASK --help shows the flags and defaults of a task.")
     g = p.add_argument_group("task")
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
     g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, csv; "
                    "found out where not given")
-    g.add_argument("--split", "--fold", dest="part", type=fold, default=1, metavar="N", help="of the official ones, or all: "
-                   "each, and the mean (default: 1)")
+    g.add_argument("--split", "--fold", dest="part", type=fold, metavar="N", help="number of the official split or fold; all: "
+                   "each of them, and the mean")
     g.add_argument("--allow-outside", action="store_true", help="a csv may name files that do not lie below its folder")
-    g.add_argument("--modality", choices=("video", "audio", "image"), help="of a linear task (default: what the files are)")
-    g.add_argument("--classifier", choices=("low-rank", "svm"), default="low-rank", help="of a linear task")
+    g.add_argument("--modality", choices=("video", "audio", "image"), help="what is read (default: what the files are)")
+    g.add_argument("--classifier", choices=("low-rank", "svm"), help="what is trained on the features (A.3.2, A.4)")
     g = p.add_argument_group("model (defaults: those of --init, else of --preset)")
-    g.add_argument("--init", metavar="RUN", help="start from the weights of this run; positions are resized")
+    arguments.add_shared(g, "--init", "--frames", "--fps", "--size", "--patch", "--audio-input", "--rate", "--dropout")
+    arguments.add_shared(g, "--preset", choices=vatt.PRESETS)
     g.add_argument("--scratch", action="store_true", help="start from random weights, of the model of --init where given")
-    g.add_argument("--preset", choices=vatt.PRESETS, help="sizes of a model from scratch; demo: also shorter recipes")
-    g.add_argument("--frames", type=int, help="of a view; a view of sound is as long as so many frames")
-    g.add_argument("--fps", type=float, help="frames per second")
-    g.add_argument("--size", type=int, help="height and width of a frame, pixels")
-    g.add_argument("--rate", type=int, help="of the sound, Hz")
-    g.add_argument("--patch", type=int, nargs=3, metavar=("T", "H", "W"), help="frames, rows and columns of a video patch")
-    g.add_argument("--audio-input", choices=("waveform", "spectrogram"), help="Table 10")
-    g.add_argument("--dropout", type=float, help="in the Transformer")
-    g.add_argument("--classifier-dropout", type=float, metavar="SHARE", help="of what the classifier sees")
-    g = p.add_argument_group("optimisation (defaults: the task's recipe)")
-    g.add_argument("--steps", type=int, help="batches in all")
-    g.add_argument("--epochs", type=float, help="in place of --steps: passes through the files")
-    g.add_argument("--batch", type=int, help="clips in a batch, over all processes")
-    g.add_argument("--lr", type=float, help="learning rate after the warm-up: of SGD, half a cosine down to 0; linear: of Adam")
-    g.add_argument("--warmup", type=int, help="steps")
-    g.add_argument("--clip", type=float, metavar="NORM", help="largest gradient of the backbone; 0: any")
-    g.add_argument("--drop", type=float, metavar="SHARE", help="DropToken's share (Table 6)")
-    g.add_argument("--smoothing", type=float, help="of labels")
-    g.add_argument("--mixup", type=float, metavar="A", help="mix clips and labels, with shares from Beta(A, A); 0: none")
-    g.add_argument("--balance", action=argparse.BooleanOptionalAction, help="several labels a clip: rare ones weigh more")
-    g.add_argument("--area", type=float, nargs=2, metavar=("MIN", "MAX"), help="of a crop, as a fraction of the frame")
-    g.add_argument("--flip", type=float, metavar="SHARE", help="of the clips that are mirrored")
-    g.add_argument("--colour", type=float, nargs=4, metavar=("B", "S", "C", "H"),
-                   help="largest change of brightness, saturation, contrast, hue")
-    g.add_argument("--components", type=int, help="n of the low-rank classifier U V")
-    g.add_argument("--sampled", type=int, help="of them a step")
-    g.add_argument("--l2", type=float, help="penalty on V")
-    g.add_argument("--svm-c", type=float, metavar="C", help="of the SVM")
+    g.add_argument("--classifier-dropout", type=arguments.share, metavar="SHARE", help="dropout before the classifier, a share")
+    g = p.add_argument_group("optimisation")
+    arguments.add_shared(g, "--steps", "--warmup", "--area", "--colour")
+    g.add_argument("--epochs", type=arguments.positive, help="passes through the files, in place of --steps")
+    g.add_argument("--batch", type=arguments.count, help="clips in a batch, over all processes")
+    g.add_argument("--lr", type=arguments.positive, help="learning rate after the warm-up: of SGD, half a cosine down to "
+                   "0; linear: of Adam, throughout")
+    g.add_argument("--clip", type=arguments.amount, metavar="NORM", help="largest norm of the backbone's gradient; 0: any")
+    g.add_argument("--drop", type=arguments.share, metavar="SHARE", help="share of the tokens that DropToken drops (Table 6)")
+    g.add_argument("--smoothing", type=arguments.share, help="share of the labels that is spread over all classes")
+    g.add_argument("--mixup", type=arguments.amount, metavar="A", help="mix clips and labels, shares from Beta(A, A); 0: none")
+    g.add_argument("--balance", action=argparse.BooleanOptionalAction, help="where a clip has several labels: rare ones weigh "
+                   "more")
+    g.add_argument("--flip", type=arguments.fraction, metavar="SHARE", help="share of the clips that are mirrored")
+    g.add_argument("--components", type=arguments.count, help="components n of the low-rank classifier U V (A.3.2)")
+    g.add_argument("--sampled", type=arguments.count, help="components that a step draws (A.3.2)")
+    g.add_argument("--l2", type=arguments.amount, help="weight of the penalty on V")
+    g.add_argument("--svm-c", type=arguments.positive, metavar="C", help="C of the SVM: the larger, the less regular (A.4)")
     g = p.add_argument_group("test")
-    g.add_argument("--windows", type=int, help="views of a file in time")
-    g.add_argument("--crops", type=int, help="and in space, for each of them")
-    loop.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "scores")
+    g.add_argument("--windows", type=arguments.count, help="views of a file in time (A.2.5)")
+    g.add_argument("--crops", type=arguments.count, help="views in space, of each of those in time (A.2.5)")
+    arguments.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "score")
+    for action in p._actions:
+        if action.dest in UNUSED[task]:
+            action.help = argparse.SUPPRESS
+    arguments.show_defaults(p, values or {})
     return p
 
 
@@ -94,54 +133,75 @@ def fold(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace:
-    """The flags, filled up from the task's recipe and the model, and checked; exit code 2 and one line where one cannot be"""
-    p = flags()
-    args = p.parse_args(argv)
-    if not args.task:
-        given = [name for name in vars(args) if getattr(args, name) != p.get_default(name) and name not in ("out", "seed")]
-        if given:
-            p.error(f"--{given[0].replace('_', '-')} needs --task, one of {', '.join(RECIPES)}; without flags it is the demo")
-        return args
-    if not args.data:
-        p.error(f"--task {args.task} needs --data, a folder or csv of labelled files")
-    if args.steps is not None and args.epochs is not None:
-        p.error("--steps and --epochs both say how long: give one of them")
-    if args.modality and args.task != "linear":
-        p.error(f"--modality is of --task linear; --task {args.task} says it itself")
-    if args.task == "linear" and not args.init:
-        p.error("--task linear needs --init, the run whose backbone is frozen")
-    with user_errors():
-        config, preset = pretrained(Path(args.init)) if args.init else (vatt.PRESETS[args.preset or "demo"], "demo")
-    args.preset = args.preset or preset
-    recipe = dict((DEMO_RECIPES if args.preset == "demo" else RECIPES)[args.task])
-    model = vars(config)
-    if args.preset == "demo":
-        for name in ("frames", "fps", "size", "rate"):
-            recipe.pop(name, None)
-    elif args.task == "linear":
-        model = {k: v for k, v in model.items() if k != "fps"}  # known when it is known what the files are
-    if args.steps is not None:
-        recipe["epochs"] = None
-        if args.warmup is None:
-            args.warmup = min(recipe["warmup"], args.steps // 10)
-    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, model)
-    if args.epochs is not None:
-        args.steps = 1  # known when the files are counted
-    args.out = args.out or Path("runs") / args.task
-    positive = ["lr", *(name for name in ("fps", "epochs") if getattr(args, name) is not None)]
-    loop.check(p, args, processes, {"batch": 1, "windows": 1, "crops": 1, "clip": 0, "mixup": 0}, positive)
-    for name in ("drop", "smoothing", "classifier_dropout", "flip"):
-        if not 0 <= getattr(args, name) < 1 and not (name == "flip" and args.flip == 1):
-            p.error(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(args, name)}")
-    if args.mixup and args.batch // processes.world % 2:
-        p.error(f"--mixup mixes neighbours: --batch {args.batch} must divide by {2 * processes.world}")
-    if args.task == "linear" and not (1 <= args.sampled <= args.components and args.l2 >= 0 and args.svm_c > 0):
-        p.error("--sampled must be from 1 to --components, --l2 at least 0, --svm-c above 0")
-    return args
+def parse(argv: list[str] | None) -> dict:
+    """The flags that are given; ends with exit code 2 and one line where one of them cannot be"""
+    task = arguments.peek(argv, "--task", None, choices=RECIPES)
+    preset, init = arguments.peek(argv, "--preset", None, choices=vatt.PRESETS), arguments.peek(argv, "--init", None)
+    values = {}
+    if task:
+        with contextlib.suppress(ValueError):  # `settings` says what is wrong with --init
+            values = defaults({"task": task, **({"init": init} if init else {}), **({"preset": preset} if preset else {})})
+    p = flags(task, values)
+    given = vars(p.parse_args(argv))
+    if not task and (wrong := [name for name in given if name not in ("out", "seed")]):
+        p.error(f"--{wrong[0].replace('_', '-')} needs --task, one of {', '.join(RECIPES)}; without flags it is the demo")
+    return given
 
 
-# --------------------------------------------------------------------------------------------------------------- one run
+def defaults(given: dict) -> dict:
+    """The values of all flags, by the task, and by the model of --init or --preset, of those given"""
+    start = given.get("init")
+    config, preset = pretrained(Path(start)) if start else (vatt.PRESETS[given.get("preset", "demo")], "demo")
+    preset = given.get("preset", preset)
+    model = {name: getattr(config, name) for name in MODEL}
+    recipe = dict((DEMO_RECIPES if preset == "demo" else RECIPES)[given["task"]])
+    if preset == "demo":
+        recipe = {name: value for name, value in recipe.items() if name not in ("frames", "fps", "size", "rate")}
+    elif given["task"] == "linear":
+        model["fps"] = None  # known when it is known what the files are
+    return {**CHOICES, **arguments.RUN, "out": Path("runs") / given["task"], "steps": None, **model, **recipe, "preset": preset,
+            "workers": min(recipe["workers"], os.cpu_count() or 1)}
+
+
+def settings(given: dict, processes: Processes) -> argparse.Namespace:
+    """The values of all flags; ValueError where those given do not go together. Some are None until the files are known."""
+    values, name = defaults(given), f"--task {given['task']}"
+    if "steps" in given:
+        values |= {"epochs": None, "warmup": min(values["warmup"], given["steps"] // 10)}
+    elif given.get("epochs") or values["epochs"]:
+        values |= {"steps": None, "warmup": None}
+    s = argparse.Namespace(**{**values, **given})
+    s.precision = s.precision or arguments.native_precision(processes.device)
+    wrong = {
+        f"{name} needs --data, a folder or csv of labelled files": not s.data,
+        "--steps and --epochs both say how long: give one of them": "steps" in given and "epochs" in given,
+        f"--modality is of --task linear; {name} says it itself": s.modality and s.task != "linear",
+        "--task linear needs --init, the run whose backbone is frozen": s.task == "linear" and not s.init,
+        f"--batch {s.batch} must divide by the {processes.world} processes": s.batch % processes.world,
+        f"--mixup mixes neighbours: --batch {s.batch} must divide by {2 * processes.world}":
+            s.mixup and s.batch // processes.world % 2,
+        "--sampled must be from 1 to --components": s.task == "linear" and s.sampled > s.components,
+    }
+    for problem in (problem for problem, there in wrong.items() if there):
+        raise ValueError(problem)
+    return s
+
+
+def settled(s: argparse.Namespace, found: Labelled) -> argparse.Namespace:
+    """The settings with what is known when the files are"""
+    s = argparse.Namespace(**vars(s))
+    if s.steps is None:
+        s.steps = max(1, math.ceil(s.epochs * len(found.train) / s.batch))
+    if s.warmup is None:  # the recipe's is meant for more steps
+        s.warmup = min(defaults(vars(s))["warmup"], s.steps // 10)
+    if s.fps is None:  # Section A.2.1: of video a stride of 2 at 25 fps, of audio what it was
+        s.fps = 12.5 if found.kind == "video" else pretrained(Path(s.init))[0].fps
+    if found.kind == "image":
+        s.frames = s.patch[0]
+    return s
+
+
+# --------------------------------------------------------------------------------------------------------------------- one run
 
 
 def half_cosine(step: int, steps: int, lr: float, warmup: int) -> float:
@@ -170,11 +230,46 @@ class SGD(torch.optim.Optimizer):
                 p.add_(v.mul_(group["momentum"]).sub_(p.grad, alpha=group["lr"]))
 
 
+class Task(NamedTuple):
+    """What a training is given."""
+
+    settings: argparse.Namespace
+    run: Run
+    processes: Processes
+    data: Labelled
+    views: views.Recipe
+    model: Classifier
+    state: dict | None       # the newest checkpoint
+
+    @property
+    def metric(self) -> str:
+        """The score that the best weights are chosen by"""
+        return "mAP" if self.data.multi else "top-1"
+
+    def best(self, step: int, scores: dict) -> dict:
+        """The scores after `step` steps, with the best one so far; its weights are kept in best.pt."""
+        best = max((row["held_out"][self.metric] for row in self.run.rows() if "held_out" in row), default=-1.0)
+        if scores[self.metric] > best and self.processes.first:
+            self.run.save_best(step, self.model.state_dict())
+        return {**scores, "best": max(best, scores[self.metric])}
+
+    def line(self, row: dict) -> str:
+        """One line: the loss, and the score where there is one"""
+        held = f" | held-out {self.metric} {100 * row['held_out'][self.metric]:.1f}%" if "held_out" in row else ""
+        return f"loss {'nan' if row['loss'] is None else round(row['loss'], 3)}" + held
+
+    def score(self, step: int, logits: torch.Tensor, targets: torch.Tensor, failed: list) -> dict:
+        """`best` of what the classifier says (N, C) of the test files, whose classes are (N, C)"""
+        return self.best(step, evaluate.score(self.model, logits, targets, failed))
+
+
 def listed(args: argparse.Namespace, out: Path, processes: Processes) -> tuple[Labelled, list[str]]:
     """The labelled files, listed by the first process, and what is wrong with the list; ValueError where they will not do"""
     problems: list[str] = []
     load = lambda: official.load(args.data, out / "index", problems, args.part, args.allow_outside)
-    found = processes.collect(load() if processes.first else None)[0]
+    found = load() if processes.first else None
+    processes.wait()
+    found = processes.collect(found)[0]
     if found.missing:
         problems.append(f"{len(found.missing)} of {sum(found.listed)} listed files are missing:")
     kind = found.kind if args.task == "linear" and not args.modality else args.modality or args.task
@@ -189,136 +284,129 @@ def listed(args: argparse.Namespace, out: Path, processes: Processes) -> tuple[L
     return found._replace(kind=kind), [*problems, *found.missing]
 
 
-def train(args: argparse.Namespace, processes: Processes) -> dict:
-    """One run, from the flags to its scores"""
-    world, device = processes.world, processes.device
-    scratch = tempfile.TemporaryDirectory() if args.dry_run else None
+def train(s: argparse.Namespace, processes: Processes) -> dict:
+    """One run, from the settings to its scores."""
+    scratch = tempfile.TemporaryDirectory() if s.dry_run else None
     with user_errors():
-        run = Run(Path(scratch.name) if scratch else args.out)
+        processes.agree({f"--{name.replace('_', '-')}": value for name, value in arguments.plain(s).items()})
+        run = Run(Path(scratch.name) if scratch else s.out)
         if processes.first:
             run.claim()
-        found, problems = listed(args, run.out, processes)
-        config = pretrained(Path(args.init))[0] if args.init else vatt.PRESETS[args.preset]
-        if args.epochs is not None:
-            args.steps = max(1, math.ceil(args.epochs * len(found.train) / args.batch))
-            if args.warmup in (RECIPES[args.task]["warmup"], SMALL["warmup"]):  # not chosen, and meant for more steps
-                args.warmup = min(args.warmup, args.steps // 10)
-        if args.fps is None:  # Section A.2.1: of video a stride of 2 at 25 fps, of sound what it was
-            args.fps = 12.5 if found.kind == "video" else config.fps
-        if found.kind == "image":
-            args.frames = args.patch[0]
+        found, problems = listed(s, run.out, processes)
+        s = settled(s, found)
         if processes.first:
-            run.begin(loop.plain(args), loop.MAY_DIFFER)
+            run.begin(arguments.plain(s), arguments.MAY_DIFFER)
             told = Problems(run.out / "problems.txt")
             for line in problems:
                 told.append(printable(line))
             told.warn()
-        if args.task in run.results():
-            scores = run.results()[args.task]
-            processes.print(f"{args.out} is finished; another --out makes another run\n{table(scores, found)}\n")
+        if s.task in run.results():
+            scores = run.results()[s.task]
+            processes.print(f"{s.out} is finished; another --out makes another run\n{table(scores, found)}\n")
             return scores
-        kind, classes = found.kind, len(found.classes)
-        recipe = views.Recipe(kind, args.frames, args.fps, args.size, args.rate, args.windows, args.crops, tuple(args.area),
-                              tuple(args.colour), args.flip, args.mixup, args.cache)
-        torch.manual_seed(args.seed)
-        config = dataclasses.replace(config, patch=tuple(args.patch), **{name: getattr(args, name) for name in (
-            "frames", "fps", "size", "audio_input", "rate", "dropout")})
-        head = "low-rank" if args.task == "linear" and args.classifier == "low-rank" else "linear"
-        model = Classifier(config, kind, found.classes, found.multi, head, args.classifier_dropout, args.components or 128)
-        model.precision = args.precision
-        state = run.newest()
-        if state and run.read_config()["model"]["classes"] != list(found.classes):
-            raise ValueError(f"--out {args.out} was trained on other classes than --data {args.data} has: name another folder")
-        if args.init and not args.scratch and not state:
-            start_from(model, Path(args.init))
-        loop.place(model, args, device)
-        fit = (linear.frozen if args.task == "linear" else fine_tune)(args, run, processes, found, recipe, model, state)
+        task = build(s, run, processes, found)
+    processes.print(f"{s.task} {s.data}: {sum(p.numel() for p in task.model.parameters()) / 1e6:.1f} M parameters, "
+                    f"{'pre-trained' if s.init and not s.scratch else 'random'} at first, {s.precision} on {processes.world} x "
+                    f"{processes.device.type}; {len(found.train)} of {found.listed[0]} listed clips to train on, "
+                    f"{len(found.test)} of {found.listed[1]} to test on, {len(found.classes)} classes; {s.out}")
+    return finish(task, *(linear.train if s.task == "linear" else fine_tune)(task)) if not s.dry_run else preview(task)
 
-    processes.print(f"{args.task} {args.data}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
-                    f"{'pre-trained' if args.init and not args.scratch else 'random'} at first, {args.precision} on {world} x "
-                    f"{device.type}; {len(found.train)} of {found.listed[0]} listed clips to train on, "
-                    f"{len(found.test)} of {found.listed[1]} to test on, {classes} classes; {args.out}")
-    name = "mAP" if found.multi else "top-1"
-    best = max((row["held_out"][name] for row in run.rows() if "held_out" in row), default=-1.0)
 
-    def held_out(step):
-        nonlocal best
-        scores = evaluate.classify(fit.tested, fit.loader(), processes)
-        if scores[name] > best:
-            best = scores[name]
-            if processes.first:
-                run.save_best(step, model.state_dict())
-        return {**scores, "best": best}
+def build(s: argparse.Namespace, run: Run, processes: Processes, found: Labelled) -> Task:
+    """The classifier on its device, with the weights of --init or random ones, and how a view is cut."""
+    recipe = views.Recipe(found.kind, s.frames, s.fps, s.size, s.rate, s.windows, s.crops, tuple(s.area), tuple(s.colour),
+                          s.flip, s.mixup, s.cache)
+    torch.manual_seed(s.seed)
+    config = pretrained(Path(s.init))[0] if s.init else vatt.PRESETS[s.preset]
+    config = dataclasses.replace(config, **{name: getattr(s, name) for name in MODEL if name != "patch"}, patch=tuple(s.patch))
+    head = "low-rank" if s.task == "linear" and s.classifier == "low-rank" else "linear"
+    model = Classifier(config, found.kind, found.classes, found.multi, head, s.classifier_dropout, s.components or 128)
+    model.precision = s.precision
+    state = run.newest()
+    if state and run.read_config()["model"]["classes"] != list(found.classes):
+        raise ValueError(f"--out {s.out} was trained on other classes than --data {s.data} has: name another folder")
+    if s.init and not s.scratch and not state:
+        start_from(model, Path(s.init))
+    return Task(s, run, processes, found, recipe, loop.configure(model, s, processes.device), state)
 
-    with loop.reading(run, *fit.loaded):
-        if args.dry_run:
-            processes.print(dry_run.shapes(next(fit.steps["batches"])[0]) if fit.steps else "an SVM has no steps")
-            return {}
-        if fit.steps:
-            loop.train(args, run, processes, model=model, summary=lambda row: summary(row, name), **fit.steps,
-                       held_out=lambda step: {name: held_out(step)[name]})
-        with loop.uncompiled(args):
-            scores = held_out(args.steps)
+
+def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
+    """Train the whole model by SGD on random views (Sections A.2.5, A.3) -> its scores on the test files, the bad files"""
+    s, run, processes, model = task.settings, task.run, task.processes, task.model
+    clips = views.Training(task.data.train, len(task.data.classes), task.views, s.batch, s.seed)
+    test = views.Testing(task.data.test, len(task.data.classes), task.views)
+    with user_errors():
+        net = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world > 1 else model
+        optimizer = SGD(model.parameters(), s.lr)
+        training = loop.Training(run, processes, s, model, optimizer, task.state, model.describe())
+    batches = loading.train_batches(clips, s.batch, processes, training.first, s.steps, s.workers, s.timeout)
+    each_once = lambda: views.loader(test, max(1, s.batch // processes.world), processes, s.workers, s.timeout)
+    score = lambda: evaluate.classify(model, each_once(), processes)
+    with training:
+        for step, batch in training.steps(batches):
+            loop.set_rate(optimizer, half_cosine(step, s.steps, s.lr, s.warmup))
+            optimizer.zero_grad(set_to_none=True)
+            row = loop.read({"loss": gradients(net, batch, step, task)}, model)
+            if training.finite(row):  # on all processes, or nothing changes on any
+                if s.clip:
+                    # Ours: after their mean over processes (official: those of each process).
+                    nn.utils.clip_grad_norm_(model.backbone.parameters(), s.clip)
+                optimizer.step()
+            if training.due():
+                with training.evaluation():
+                    row["held_out"] = {task.metric: task.best(step + 1, score())[task.metric]}
+            training.log(row, task.line(row))
+            training.save()
+        with training.evaluation():
+            scores = task.best(s.steps, score())
+    return scores, training.bad
+
+
+def preview(task: Task) -> dict:
+    """Print the shapes of a batch (--dry-run) -> no scores"""
+    clips = views.Training(task.data.train, len(task.data.classes), task.views, task.settings.batch, task.settings.seed)
+    batch, _ = loading.collate([clips[0, slot] for slot in range(min(8, task.settings.batch))])
+    print(dry_run.shapes(batch))
+    return {}
+
+
+def gradients(net: nn.Module, batch: dict, step: int, task: Task) -> torch.Tensor:
+    """The loss, a scalar, over all processes; its gradients are left in the model, chunk by chunk where --chunk says so."""
+    s, processes, dtype = task.settings, task.processes, task.model.dtype
+    x, y = views.inputs(batch["x"], batch["flip"], batch["colour"]), batch["y"].to(dtype)
+    if s.mixup:
+        x, y = losses.mixup(x, y, batch["mix"])
+    weight = losses.balance(y, processes.add(y.sum(0))) if s.balance and task.data.multi else torch.ones_like(y[:, 0])
+    total = torch.zeros((), dtype=dtype, device=processes.device)
+    for start in range(0, len(x), s.chunk or len(x)):
+        part = slice(start, start + (s.chunk or len(x)))
+        torch.manual_seed(key(s.seed, step, processes.rank, start))  # dropout has no generator of its own
+        # Gradients are averaged over processes once, after all chunks.
+        with net.no_sync() if processes.world > 1 and part.stop < len(x) else contextlib.nullcontext():
+            logits = net(x[part], s.drop, batch["key"][part])
+            if task.data.multi:
+                each = losses.multi_label(logits, y[part], weight[part])
+            else:
+                each = losses.cross_entropy(logits, losses.smooth(y[part], s.smoothing))
+            loss = each.sum() / len(x)
+            loss.backward()
+        total += loss.detach()
+    return processes.add(total) / processes.world
+
+
+def finish(task: Task, scores: dict, bad: loop.FailureBudget) -> dict:
+    """Write results.json and the weights to share, and print the scores; exit code 3 where no file could be tested on."""
     if not scores["N"]:
-        fail(3, f"none of the {len(found.test)} files to test on could be read, first "
+        fail(3, f"none of the {len(task.data.test)} files to test on could be read, first "
                 + printable(": ".join(scores["unreadable"][0])))
-    if processes.first:
-        run.add_results({args.task: scores})
-        more = vatt.share(model, args.out)
-        print(table(scores, found) + f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}\n", flush=True)
-        if fit.bad.names:
-            print(fit.bad)
+    if task.processes.first:
+        out = task.settings.out
+        task.run.add_results({task.settings.task: scores})
+        more = vatt.share(task.model, out)
+        print(table(scores, task.data) + f"\n{out}: results.json, metrics.jsonl, checkpoints{more}\n", flush=True)
+        if bad.names:
+            print(bad)
     return scores
-
-
-def fine_tune(args, run, processes, found, recipe, model, state) -> loop.Fit:
-    """The whole model by SGD on random views (Sections A.2.5, A.3)"""
-    rank, world, device = processes.rank, processes.world, processes.device
-    classes = len(found.classes)
-    test = views.Testing(found.test, classes, recipe)
-    loader = lambda: views.loader(test, max(1, args.batch // world), rank, world, args.workers, args.timeout)
-    net = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
-    optimizer = SGD(model.parameters(), args.lr)
-    first, bad = loop.resume(run, args, processes, model, optimizer, state, model.describe())
-    training = views.Training(found.train, classes, recipe, args.batch, args.seed)
-    batches = loading.train_batches(training, args.batch, rank, world, first, args.steps, args.workers, device, args.timeout)
-
-    def gradients(batch: dict, step: int) -> dict[str, torch.Tensor]:
-        x, y = views.inputs(batch["x"], batch["flip"], batch["colour"]), batch["y"].to(model.dtype)
-        if args.mixup:
-            x, y = losses.mixup(x, y, batch["mix"])
-        weight = losses.balance(y, processes.add(y.sum(0))) if args.balance and found.multi else torch.ones_like(y[:, 0])
-        total = torch.zeros((), dtype=model.dtype, device=device)
-        for start in range(0, len(x), args.chunk or len(x)):
-            part = slice(start, start + (args.chunk or len(x)))
-            torch.manual_seed(key(args.seed, step, rank, start))  # dropout has no generator of its own
-            # Gradients are averaged over processes once, after all chunks.
-            with net.no_sync() if world > 1 and part.stop < len(x) else contextlib.nullcontext():
-                logits = net(x[part], args.drop, batch["key"][part])
-                if found.multi:
-                    each = losses.multi_label(logits, y[part], weight[part])
-                else:
-                    each = losses.cross_entropy(logits, losses.smooth(y[part], args.smoothing))
-                loss = each.sum() / len(x)
-                loss.backward()
-            total += loss.detach()
-        return {"loss": processes.add(total) / world}
-
-    def update():
-        if args.clip:
-            # Ours: after their mean over processes (official: those of each process).
-            torch.nn.utils.clip_grad_norm_(model.backbone.parameters(), args.clip)
-        optimizer.step()
-
-    return loop.Fit(model, loader, (training, test), bad, dict(
-        batches=batches, first=first, bad=bad, optimizer=optimizer, gradients=gradients, update=update,
-        rate=lambda step: half_cosine(step, args.steps, args.lr, args.warmup)))
-
-
-def summary(row: dict, name: str) -> str:
-    """One line: the loss, and the score where there is one"""
-    held = f" | held-out {name} {100 * row['held_out'][name]:.1f}% |" if "held_out" in row else ""
-    return f"loss {'nan' if row['loss'] is None else round(row['loss'], 3)}" + held
 
 
 def table(scores: dict, found: Labelled) -> str:
@@ -332,34 +420,35 @@ def table(scores: dict, found: Labelled) -> str:
     return line
 
 
-# ------------------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------------------------------------ main
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The demo, one run, or one for each official split or fold and their mean"""
-    processes = Processes()
-    args = settings(argv, processes)
-    if args.dry_run and not processes.alone():
+    """The demo, one run, or one for each official split or fold and their mean."""
+    with user_errors():
+        processes = Processes(arguments.peek(argv, "--timeout", arguments.RUN["timeout"], type=arguments.positive))
+        given = parse(argv)
+        s = settings(given, processes) if "task" in given else None
+        parts = range(1, official.parts(s.data) + 1) if s and s.part == "all" else []
+    if s and s.dry_run and not processes.alone():
         return
-    if not args.task:
-        run_demo(args.out or Path("runs/demo-finetune"), args.seed, processes)
-    elif args.part != "all":
-        train(args, processes)
+    if not s:
+        run_demo(given.get("out", Path("runs/demo-finetune")), given.get("seed", 0), processes)
+    elif s.part != "all":
+        train(s, processes)
     else:
-        with user_errors():
-            parts = range(1, official.parts(args.data) + 1)
-        each = [train(argparse.Namespace(**{**vars(args), "part": n, "out": args.out / f"part-{n}"}), processes) for n in parts]
+        each = [train(argparse.Namespace(**{**vars(s), "part": n, "out": s.out / f"part-{n}"}), processes) for n in parts]
         if processes.first and all(each):
             name = "mAP" if "mAP" in each[0] else "top-1"
             scores = [one[name] for one in each]
             mean = sum(scores) / len(scores)
-            Run(args.out).add_results({args.task: {name: mean, "parts": scores, "chance": each[0]["chance"]}})
+            Run(s.out).add_results({s.task: {name: mean, "parts": scores, "chance": each[0]["chance"]}})
             print(f"{name} of each part: {', '.join(f'{100 * x:.1f}' for x in scores)}; their mean {100 * mean:.1f}")
     processes.end()
 
 
 def run_demo(out: Path, seed: int, processes: Processes) -> None:
-    """Linear classifiers and fine-tuning, each pre-trained beside not, of what is seen and of what is heard in the demo"""
+    """Linear classifiers and fine-tuning, each pre-trained beside not, of what is seen and of what is heard in the demo."""
     source, root = Path("runs/demo"), Path("demo-data")
     if not (source / "results.json").is_file() or not (root / "labels.csv").is_file():
         fail(2, f"there is no finished {source} with its {root}: python pretrain.py makes them")
@@ -369,42 +458,27 @@ def run_demo(out: Path, seed: int, processes: Processes) -> None:
             path = out / f"{kind}.csv"
             if processes.first:
                 out.mkdir(parents=True, exist_ok=True)
-                write_demo(path, root, names, each, seed)
+                demo.write_labels(path, root, names, each, seed)
             processes.wait()
-            start, scores = ["--data", f"csv={path}", "--allow-outside", "--init", str(source), "--seed", str(seed)], {}
-            start += ["--task", "linear", "--modality", kind] if task == "linear" else ["--task", kind]
-            other = "random" if task == "linear" else "scratch"
-            for arm in ("pretrained", other):
-                argv = [*start, "--out", str(out / f"{task}-{kind}-{arm}")] + ["--scratch"] * (arm == other)
-                done = train(settings(argv, processes), processes)
+            given = {"data": f"csv={path}", "allow_outside": True, "init": str(source), "seed": seed}
+            given |= {"task": "linear", "modality": kind} if task == "linear" else {"task": kind}
+            scores = {}
+            for arm in ("pretrained", "random" if task == "linear" else "scratch"):
+                chosen = {**given, "out": out / f"{task}-{kind}-{arm}", "scratch": arm != "pretrained"}
+                done = train(settings(chosen, processes), processes)
                 scores |= {arm: done["top-1"], "chance": done["chance"]["top-1"]}
-            results[f"{task}_{kind}"] = {arm: scores[arm] for arm in ("pretrained", other, "chance")}
+            results[f"{task}_{kind}"] = {**scores, "chance": scores.pop("chance")}
     if not processes.first:
         return
     Run(out).add_results(results)
-    print(f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'not':>8}{'chance':>8}")
+    print(f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'without':>9}{'chance':>8}")
     for name, s in results.items():
-        print(f"{name.replace('_', ' '):34}" + "".join(f"{100 * x:{12 if k == 'pretrained' else 8}.1f}" for k, x in s.items()))
+        print(f"{name.replace('_', ' '):34}"
+              + "".join(f"{100 * x:{n}.1f}" for n, x in zip((12, 9, 8), s.values(), strict=True)))
     for kind, (names, each) in DEMO.items():
         print(f"{kind}: {' x '.join(names)}, at most {each} labelled clips of each combination, the same for both")
-    print(f"not: features of a random network (linear), training from scratch (finetune)\n{out}: results.json, a folder a run")
-
-
-def write_demo(path: Path, root: Path, names: tuple[str, ...], each: int, seed: int) -> None:
-    """The demo's events as a csv of labels: all held-out ones, and `each` to train on of each combination of `names`"""
-    rows = demo.labels(root)
-    order = generator(seed).permutation(len(rows))
-    taken: dict[str, int] = {}
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["path", "label", "start", "end", "split"])
-        for row in (rows[i] for i in order):
-            label = ", ".join(row[name] for name in names)
-            if row["split"] == "train":
-                taken[label] = taken.get(label, 0) + 1
-                if taken[label] > each:
-                    continue
-            lines.writerow([os.path.relpath(root / row["path"], path.parent), label, row["start"], row["end"], row["split"]])
+    print("without: features of a random network (linear), training from scratch (finetune)\n"
+          f"{out}: results.json, a folder a run")
 
 
 if __name__ == "__main__":

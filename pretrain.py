@@ -1,9 +1,17 @@
 """Pre-training (Sections 4.1, A.2.4): `python pretrain.py` is the demo, `torchrun ... pretrain.py --preset mbs` the paper.
 
-What one step computes stands in `step.py`; here are the flags, the data, and the loop.
+One step is the loss of the whole batch of all processes, and its gradients (Section 3.4):
+
+    raw batch -> backbones -> z_out ==== gathered from all processes, with gradient ==== heads -> NCE + lambda MIL-NCE
+
+Heads and losses see the whole batch, so W processes compute what one computes. The backbones may see it chunk by chunk: first
+without gradients, for z_out; then, when the gradient at z_out is known, again with gradients, each chunk its own part (Gao et
+al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021). That is exact, because the batch norms
+stand behind z_out, DropToken's choices come from keys, and dropout is seeded anew before each chunk.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,19 +21,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import data
 import losses
 import vatt
-from engine import loading, loop
+from engine import arguments, loading, loop
 from engine.errors import printable, user_errors
 from engine.processes import Processes
-from engine.run import Run
-from engine.sampling import Sampler
-from engine.step import Step
+from engine.run import Run, lock
+from engine.sampling import Sampler, key
 from evaluate import TASKS, retrieval, table
 from sources import demo, index, layouts
-from tools import dry_run, figures
+from tools import augment, dry_run, figures
 
 # Sections 4.1, A.2.1 and A.2.4.
 # Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
@@ -38,64 +48,62 @@ RECIPES = {
              "area": (0.8, 1.0), "colour": (32 / 255, 0.0, 0.0, 0.0), "noise": 0.0, "workers": 0, "cache": 1.0,
              "save_every": 200, "eval_every": 200},
 }
+MODEL = ("frames", "fps", "size", "patch", "audio_input", "rate", "dropout", "vocabulary")  # flags of the model
 DEMO = Path("demo-data")
 
 
-def flags() -> argparse.ArgumentParser:
-    """The command line; None stands for the preset's value"""
-    p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them",
+def flags(values: dict | None = None) -> argparse.ArgumentParser:
+    """The command line; `values` are those of the flags that are not given, for --help"""
+    p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them", allow_abbrev=False,
+                                argument_default=argparse.SUPPRESS,
                                 description="Pre-train VATT from video files. Without flags: the demo, in minutes on 2 cores.")
     g = p.add_argument_group("data")
     g.add_argument("--data", nargs="+", metavar="[KIND=]PATH", help="folders of videos; kinds: howto100m, audioset, folder, "
                    "shards (of data.py pack), found out where not given (default: the demo's data, written to demo-data/)")
-    g.add_argument("--weights", nargs="+", type=float, metavar="W", help="share of each source in a batch (default: equal)")
+    g.add_argument("--weights", nargs="+", type=arguments.positive, metavar="W", help="share of each source in a batch "
+                   "(default: equal)")
     g.add_argument("--val", metavar="PATH", help="held-out videos (default: 2%% of the files of --data, 1 to 200)")
     g.add_argument("--control", choices=("captions", "audio"), help="take these from another file: nothing can be learned")
-    g = p.add_argument_group("model (defaults: the preset's)")
-    g.add_argument("--preset", choices=vatt.PRESETS, default="demo", help="sizes of the model and recipe of the training")
-    g.add_argument("--init", metavar="RUN", help="start from the weights of this run; positions are resized")
-    g.add_argument("--frames", type=int, help="of a clip")
-    g.add_argument("--fps", type=float, help="frames per second")
-    g.add_argument("--size", type=int, help="height and width of a frame, pixels")
-    g.add_argument("--patch", type=int, nargs=3, metavar=("T", "H", "W"), help="frames, rows and columns of a video patch")
-    g.add_argument("--audio-input", choices=("waveform", "spectrogram"), help="Table 10")
-    g.add_argument("--rate", type=int, help="of the sound, Hz")
-    g.add_argument("--dropout", type=float, help="in the Transformers")
-    g.add_argument("--vocabulary", type=int, help="words at most")
-    g = p.add_argument_group("optimisation (defaults: the preset's)")
-    g.add_argument("--steps", type=int, help="batches in all")
-    g.add_argument("--batch", type=int, help="clips in a batch, over all processes")
-    g.add_argument("--lr", type=float, help="Adam's learning rate after the warm-up")
-    g.add_argument("--lr-end", type=float, help="and at the last step")
-    g.add_argument("--warmup", type=int, help="steps")
-    g.add_argument("--drop", type=float, nargs="+", metavar="SHARE", help="DropToken's share, of video and of audio")
-    g.add_argument("--area", type=float, nargs=2, metavar=("MIN", "MAX"), help="of a crop, as a fraction of the frame")
-    g.add_argument("--colour", type=float, nargs=4, metavar=("B", "S", "C", "H"),
-                   help="largest change of brightness, saturation, contrast, hue")
-    g.add_argument("--noise", type=float, help="in the sound, as a fraction of its maximum")
-    loop.run_flags(p, "runs/demo, or runs/pretrain with --data", "retrieval")
+    g = p.add_argument_group("model")
+    arguments.add_shared(g, "--preset", choices=vatt.PRESETS, default="demo")
+    arguments.add_shared(g, "--init", "--frames", "--fps", "--size", "--patch", "--audio-input", "--rate", "--dropout")
+    g.add_argument("--vocabulary", type=arguments.number(int, 3), help="largest number of words")
+    g = p.add_argument_group("optimisation")
+    arguments.add_shared(g, "--steps", "--warmup", "--area", "--colour")
+    g.add_argument("--batch", type=arguments.number(int, 2), help="clips in a batch, over all processes")
+    g.add_argument("--lr", type=arguments.positive, help="Adam's learning rate after the warm-up")
+    g.add_argument("--lr-end", type=arguments.positive, help="learning rate at the last step")
+    g.add_argument("--drop", type=arguments.share, nargs="+", metavar="SHARE", help="share of the tokens that DropToken "
+                   "drops, of video and of audio (3.1.1)")
+    g.add_argument("--noise", type=arguments.amount, help="noise in the audio, as a fraction of its largest amplitude")
+    arguments.run_flags(p, "runs/demo, or runs/pretrain with --data", "retrieval")
+    arguments.show_defaults(p, values or {})
     return p
 
 
 def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace:
-    """The flags, filled up from the preset and checked; ends with exit code 2 and one line where one cannot be"""
-    p = flags()
-    args = p.parse_args(argv)
-    config, recipe = vatt.PRESETS[args.preset], RECIPES[args.preset]
-    if args.lr is not None and args.lr_end is None:
-        args.lr_end = args.lr * recipe["lr_end"] / recipe["lr"]
-    if args.steps is not None and args.warmup is None:
-        args.warmup = min(recipe["warmup"], args.steps // 10)
-    loop.fill(args, {**recipe, "workers": min(recipe["workers"], os.cpu_count() or 1)}, vars(config))
+    """All flags, those not given with the preset's values; ends with exit code 2 and one line where one cannot be"""
+    preset = arguments.peek(argv, "--preset", "demo", choices=vatt.PRESETS)
+    config, recipe = vars(vatt.PRESETS[preset]), RECIPES[preset]
+    values = {**arguments.RUN, **dict.fromkeys(("data", "weights", "val", "control", "init")), **recipe,
+              **{name: config[name] for name in MODEL}, "workers": min(recipe["workers"], os.cpu_count() or 1)}
+    p = flags(values)
+    given = vars(p.parse_args(argv))
+    if "lr" in given:
+        values["lr_end"] = given["lr"] * recipe["lr_end"] / recipe["lr"]
+    if "steps" in given:
+        values["warmup"] = min(recipe["warmup"], given["steps"] // 10)
+    args = argparse.Namespace(**{"out": Path("runs/pretrain" if "data" in given else "runs/demo"), **values, **given})
     args.drop = tuple(args.drop) * (2 if len(args.drop) == 1 else 1)
-    args.out = args.out or Path("runs/pretrain" if args.data else "runs/demo")
-    loop.check(p, args, processes, {"batch": 2, "vocabulary": 3, "noise": 0}, ("fps", "lr", "lr_end"))
+    args.precision = args.precision or arguments.native_precision(processes.device)
+    if args.batch % processes.world:
+        p.error(f"--batch {args.batch} must divide by the {processes.world} processes")
     if args.lr_end > args.lr:
         p.error(f"--lr-end {args.lr_end} is above --lr {args.lr}")
-    if len(args.drop) != 2 or not all(0 <= d < 1 for d in args.drop):
-        p.error(f"--drop takes one share or two (video, audio), each at least 0 and below 1, not {args.drop}")
-    if args.weights and (len(args.weights) != len(args.data or [1]) or min(args.weights) <= 0):
-        p.error(f"--weights needs one number above 0 for each of the {len(args.data or [1])} sources of --data")
+    if len(args.drop) != 2:
+        p.error(f"--drop takes one share or two (video, audio), not {args.drop}")
+    if args.weights and len(args.weights) != len(args.data or [1]):
+        p.error(f"--weights needs one number for each of the {len(args.data or [1])} sources of --data")
     return args
 
 
@@ -105,7 +113,8 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
 def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], list[data.Source]]:
     """The training sources and those of the held-out clips; the first process writes their index beside the run"""
     if args.data is None and processes.first:
-        demo.write(DEMO)
+        with lock(DEMO.with_name("demo-data.lock"), str(DEMO), wait=True):
+            demo.write(DEMO)
     processes.wait()
     trained = args.data or [str(DEMO / "train")]
     held = args.val or (None if args.data else str(DEMO / "val"))
@@ -144,7 +153,85 @@ def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
     return vatt.tokenize.Vocabulary.load(path)
 
 
-# ------------------------------------------------------------------------------------------------------------------- main
+def datasets(args: argparse.Namespace, run: Run, processes: Processes) -> tuple:
+    """-> the clips to train on, the held-out clips, the vocabulary"""
+    train, held = sources(args, run, processes)
+    words = vocabulary(args, run, train, processes)
+    recipe = data.Recipe(args.frames, args.fps, args.size, args.rate, round(args.frames / args.fps * args.rate),
+                         area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
+    sampler = Sampler([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
+    return data.Clips(train, sampler, recipe, words, args.seed), data.HeldOut(held, recipe._replace(control=None), words), words
+
+
+# --------------------------------------------------------------------------------------------------------------------- one step
+
+
+class Step:
+    """Computes loss and gradients for a model on this process; wraps it for several processes where there are some."""
+
+    def __init__(self, model: nn.Module, processes: Processes, drop: tuple[float, float], chunk: int | None = None,
+                 precision: str = "fp32", seed: int = 0):
+        self.model, self.processes, self.drop, self.chunk = model, processes, drop, chunk
+        self.precision, self.seed = precision, seed
+        wrap = lambda m: DistributedDataParallel(m, gradient_as_bucket_view=True) if processes.world > 1 else m
+        self.backbones, self.heads = wrap(model.backbones), wrap(model.heads)
+
+    def __call__(self, batch: dict, step: int) -> dict[str, torch.Tensor]:
+        """This process's part of the batch, on the device -> what the log says, scalars; gradients are left in the model."""
+        n = len(batch["video"])
+        chunk = self.chunk or n
+        starts = range(0, n, chunk)
+        encode = lambda start: self.encode({k: v[start : start + chunk] for k, v in batch.items()}, step, start)
+        if len(starts) == 1:
+            loss, parts = self.contrast(*encode(0), batch["has_audio"], batch["has_text"])
+            loss.backward()
+            return parts
+        with torch.no_grad():
+            z = [torch.cat(part).requires_grad_() for part in zip(*map(encode, starts), strict=True)]
+        loss, parts = self.contrast(*z, batch["has_audio"], batch["has_text"])
+        loss.backward()
+        for start in starts:
+            last = start == starts[-1]  # gradients are averaged over processes once, after all chunks
+            with contextlib.nullcontext() if last or self.processes.world == 1 else self.backbones.no_sync():
+                torch.autograd.backward(encode(start), [part.grad[start : start + chunk] for part in z])
+        return parts
+
+    def encode(self, batch: dict, step: int, start: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Raw clips -> z_out of video (b, d), audio (b, d), text (b, K, d), the same whenever it is called for these clips"""
+        torch.manual_seed(key(self.seed, step, self.processes.rank, start))  # dropout has no generator of its own
+        dtype = self.model.heads.dtype
+        video = augment.augment(batch["video"], batch["flip"], batch["colour"]).to(dtype)
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.backbones(video, batch["audio"].to(dtype), batch["text"], self.drop, batch["keys"])
+
+    def contrast(self, z_video, z_audio, z_text, has_audio, has_text) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """z_out of this process -> this process's share of the loss, ready for backward, and the loss of all for the log"""
+        p, b = self.processes, len(z_video)
+        rows = slice(p.rank * b, (p.rank + 1) * b)
+        z = [p.gather(x) for x in (z_video, z_audio, z_text)]                             # (B, d), (B, d), (B, K, d)
+        has_audio, has_text = (p.gather(x.float()) > 0 for x in (has_audio, has_text))    # (B,), (B, K)
+        z_v_va, z_a_va, z_v_vt, z_t_vt = self.heads(*z, has_audio, has_text)
+        nce = losses.nce(z_v_va, z_a_va, has_audio=has_audio, rows=rows)
+        mil_nce = losses.mil_nce(z_v_vt, z_t_vt, has_text, rows=rows)
+        loss = losses.total(nce, mil_nce)
+        with torch.no_grad():
+            pos_va, neg_va = cosines(z_v_va, z_a_va[:, None], has_audio[:, None])
+            pos_vt, neg_vt = cosines(z_v_vt, z_t_vt, has_text)
+            shares = p.add(torch.stack([loss, nce, mil_nce]))
+        parts = dict(zip(("loss", "nce", "mil_nce"), shares, strict=True), pos_va=pos_va, neg_va=neg_va, pos_vt=pos_vt,
+                     neg_vt=neg_vt, sounding=has_audio.sum(), captioned=has_text.any(1).sum())
+        return loss * p.world, parts  # DistributedDataParallel takes the mean over processes, the loss is the sum
+
+
+def cosines(z_v: torch.Tensor, z: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cosine of positive and of negative pairs: equal where nothing is learned, both near 1 in a collapse.
+
+    z_v (B, d), z (B, K, d), valid (B, K) bool -> two scalars
+    """
+    z_v, z = F.normalize(z_v, dim=-1), F.normalize(z, dim=-1) * valid[..., None]
+    positive, n = torch.einsum("id,ikd->", z_v, z), valid.sum()
+    every = z_v.sum(0) @ z.sum((0, 1))
+    return positive / n.clamp(min=1), (every - positive) / (n * (len(z_v) - 1)).clamp(min=1)
 
 
 def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) -> float:
@@ -156,82 +243,100 @@ def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) 
     return lr_end + (lr - lr_end) * math.cos(math.pi / 2 * progress)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Set up, then one flat loop over the steps."""
-    processes = Processes()
-    args = settings(argv, processes)
-    rank, world, device = processes.rank, processes.world, processes.device
-    if args.dry_run and not processes.alone():
-        return None
-    scratch = tempfile.TemporaryDirectory() if args.dry_run else None
+# ------------------------------------------------------------------------------------------------------------------------- main
 
+
+def main(argv: list[str] | None = None) -> None:
+    """One run, from the flags to its scores."""
     with user_errors():
-        # data
+        processes = Processes(arguments.peek(argv, "--timeout", arguments.RUN["timeout"], type=arguments.positive))
+        args = settings(argv, processes)
+        if args.dry_run and not processes.alone():
+            return
+        scratch = tempfile.TemporaryDirectory() if args.dry_run else None
         run = Run(Path(scratch.name) if scratch else args.out)
+        processes.agree({f"--{name.replace('_', '-')}": value for name, value in arguments.plain(args).items()})
         if processes.first:
-            run.begin(loop.plain(args), loop.MAY_DIFFER)
+            run.begin(arguments.plain(args), arguments.MAY_DIFFER)
         if run.results():
             processes.print(f"{args.out} is finished; another --out makes another run\n\n{table(run.results(), beside(args))}")
             return processes.end()
-        train, held = sources(args, run, processes)
-        words = vocabulary(args, run, train, processes)
-        recipe = data.Recipe(args.frames, args.fps, args.size, args.rate, round(args.frames / args.fps * args.rate),
-                             area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
-        slots = Sampler([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
-        clips = data.Clips(train, slots, recipe, words, args.seed)
-        held_out = data.HeldOut(held, recipe._replace(control=None), words)
-
-        # model
-        torch.manual_seed(args.seed)
-        names = ("frames", "fps", "size", "audio_input", "rate", "dropout")
-        config = dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), patch=tuple(args.patch),
-                                     **{name: getattr(args, name) for name in names})
-        model = vatt.VATT(config)
-        state = run.newest()
-        if args.init and not state:
-            vatt.initialise(model, words, Path(args.init))
-        loop.place(model, args, device)
+        clips, held_out, words = datasets(args, run, processes)
+        model, state = build(args, run, words, processes)
         gradients = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
+        waiting = processes.local * loading.shared_memory(clips.recipe.nbytes, args.batch // processes.world, args.workers)
+        if args.dry_run:
+            return preview(args, gradients, clips, waiting)
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
-        optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=device.type == "cuda" or None)
-        first, bad = loop.resume(run, args, processes, model, optimizer, state, config.to_json())
+        optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=processes.device.type == "cuda" or None)
+        training = loop.Training(run, processes, args, model, optimizer, state, model.config.to_json())
+    introduce(args, processes, model, clips, held_out, words, training.first, waiting)
 
+    def recall() -> dict:
+        scores = loading.eval_batches(held_out, loading.HELD_OUT, processes, args.workers, args.timeout)
+        return retrieval(model, scores, processes, args.precision)
+
+    batches = loading.train_batches(clips, args.batch, processes, training.first, args.steps, args.workers, args.timeout)
+    with training:
+        for step, batch in training.steps(batches):
+            loop.set_rate(optimizer, learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup))
+            optimizer.zero_grad(set_to_none=True)
+            row = loop.read(gradients(batch, step), model)
+            if training.finite(row):  # on all processes, or nothing changes on any
+                optimizer.step()
+            if training.due():
+                with training.evaluation():
+                    row["held_out"] = {task: scores["R@10"] for task, scores in recall().items() if task in TASKS}
+            training.log(row, summary(row, args.batch))
+            training.save()
+        with training.evaluation():
+            results = recall()
+        finish(args, run, processes, model, results, training.bad)
+
+
+def build(args: argparse.Namespace, run: Run, words: vatt.tokenize.Vocabulary, processes: Processes) -> tuple:
+    """-> the model on its device, with the weights of --init or random ones; the run's newest checkpoint, or None"""
+    torch.manual_seed(args.seed)
+    names = (name for name in MODEL if name not in ("patch", "vocabulary"))
+    model = vatt.VATT(dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), patch=tuple(args.patch),
+                                          **{name: getattr(args, name) for name in names}))
+    state = run.newest()
+    if args.init and not state:
+        vatt.initialise(model, words, Path(args.init))
+    return loop.configure(model, args, processes.device), state
+
+
+def introduce(args, processes: Processes, model: nn.Module, clips, held_out, words, first: int, waiting: int) -> None:
+    """Say what is trained on what, and what of it may go wrong."""
+    total = sum(map(len, clips.sources))
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
-                    f"{world} x {device.type}; {sum(map(len, train))} clips to train on, {len(held_out)} held out, "
+                    f"{processes.world} x {processes.device.type}; {total} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    waiting = local * loading.shared_memory(recipe.nbytes, args.batch // world, args.workers)
     if short := processes.first and loading.short_of_memory(waiting, args.workers):
         print(short, file=sys.stderr, flush=True)
-    batches = loading.train_batches(clips, args.batch, rank, world, first, args.steps, args.workers, device, args.timeout)
-    loader = lambda: loading.eval_batches(held_out, loading.HELD_OUT, rank, world, args.workers, args.timeout)
-    if args.batch > sum(map(len, train)):
+    if args.batch > total:
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 
 
-    def held_out_recall(_step):
-        scores = retrieval(model, loader(), processes, args.precision)
-        return {task: scores[task]["R@10"] for task in TASKS}
+def preview(args: argparse.Namespace, gradients: Step, clips: data.Clips, waiting: int) -> None:
+    """Print what the run would take (--dry-run), from some decoded clips."""
+    batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, args.batch))])
+    for path, reason in failed:
+        print(f"unreadable: {printable(path)}: {reason}")
+    processes = gradients.processes
+    print(dry_run.report(gradients, loading.to_device(batch, processes.device), args.batch // processes.world, args.steps,
+                         processes.world, waiting))
 
-    rate = lambda step: learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
-    with loop.reading(run, clips, held_out):
-        if args.dry_run:
-            batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, args.batch))])
-            for path, reason in failed:
-                print(f"unreadable: {printable(path)}: {reason}")
-            batch = loading.to_device(batch, device)
-            return print(dry_run.report(gradients, batch, args.batch // world, args.steps, world, waiting))
-        loop.train(args, run, processes, batches, first, bad, model, optimizer, rate, gradients, optimizer.step,
-                   held_out_recall, lambda row: summary(row, args.batch))
-        with loop.uncompiled(args):
-            results = retrieval(model, loader(), processes, args.precision)
-        if processes.first:
-            run.add_results(results)
-            print(f"\n{table(results, beside(args))}")
-            if bad.names:
-                print(bad)
-            more = figures.curves(args.out) + vatt.share(model, args.out)
-            print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}")
+
+def finish(args, run: Run, processes: Processes, model: vatt.VATT, results: dict, bad: loop.FailureBudget) -> None:
+    """Write results.json, pictures and the weights to share; print the scores."""
+    if processes.first:
+        run.add_results(results)
+        print(f"\n{table(results, beside(args))}")
+        if bad.names:
+            print(bad)
+        more = figures.curves(args.out) + vatt.share(model, args.out)
+        print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}")
     processes.end()
 
 
@@ -243,13 +348,13 @@ def beside(args) -> dict[str, dict]:
 
 
 def summary(row: dict, batch: int) -> str:
-    """One line: each loss beside its value at chance, cosines of positive and negative pairs, scores where there are some"""
+    """One line: each loss beside its value at chance | cosines of positive and negative pairs | scores where there are some"""
     chance = [losses.at_chance(batch, int(row[k] or 0)) for k in ("sounding", "captioned")]
-    number = lambda k: "   nan" if row[k] is None else f"{row[k]:.2f}"
-    line = (f"NCE {number('nce')} (chance {chance[0]:.2f}) MIL-NCE {number('mil_nce')} ({chance[1]:.2f}) "
-            f"cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')}")
+    number = lambda k: "nan" if row[k] is None else f"{row[k]:.2f}"
+    line = (f"NCE {number('nce')} ({chance[0]:.2f}), MIL-NCE {number('mil_nce')} ({chance[1]:.2f} by chance) "
+            f"| cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')}")
     if "held_out" in row:
-        line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items()) + " |"
+        line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
     return line
 
 

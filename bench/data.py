@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 import data
 from bench import index, table
 from engine import loading
+from engine.processes import Processes
 from engine.sampling import Sampler
 from media.decode import Media
 from media.encode import Encoder
@@ -301,7 +302,7 @@ def loader(videos: dict[str, Path], r: data.Recipe, rounds: int, workers: int) -
     for turn in range(3):
         for count in times:
             first, began = turn * rounds, (time.perf_counter(), cpu())
-            for _ in loading.train_batches(dataset, batch, 0, 1, first, first + rounds, count):
+            for _ in loading.train_batches(dataset, batch, Processes(solo=True), first, first + rounds, count):
                 pass
             times[count].append(np.subtract((time.perf_counter(), cpu()), began) / (batch * rounds))
     rows = []

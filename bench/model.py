@@ -31,7 +31,7 @@ import vatt
 from bench import table
 from bench.audit import flops
 from engine.processes import Processes
-from engine.step import Step
+from pretrain import Step
 from tools.figures import pyplot
 from transformer import Size, Transformer
 

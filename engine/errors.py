@@ -47,6 +47,10 @@ class Problems:
             print("\n".join(f"warning: {line}" for line in self.first) + more, file=sys.stderr, flush=True)
 
 
+class TooManyBad(RuntimeError):
+    """So many files could not be read that the data cannot be trusted; names what failed and why."""
+
+
 @contextlib.contextmanager
 def user_errors():
     """While a run is set up, what a user can mend becomes one line and exit code 2."""

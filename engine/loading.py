@@ -1,4 +1,4 @@
-"""Batches from files, by processes of their own that decode ahead: what they hand over, and what happens when one dies.
+"""Batches from files, by processes that decode ahead: what they hand over, and what happens when one dies or hangs.
 
 A step's clips come in pieces of at most 64, each from one worker, so that a batch of thousands is decoded by all of them at
 once and waits in pieces: what is in shared memory is a matter of workers, not of the batch.
@@ -9,7 +9,7 @@ import contextlib
 import math
 import multiprocessing
 import os
-import re
+import queue
 import shutil
 import signal
 import threading
@@ -22,60 +22,114 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from engine.processes import Processes, Stopped
 from engine.sampling import BatchSampler
 
 PIECE = 64     # clips
 HELD_OUT = 32  # clips of a batch of those
 PREFETCH = 2   # pieces that a worker makes ahead; DataLoader's own default
 PATH = 1024    # bytes of a path that are remembered
+GRACE = 1.0    # seconds that a batch may still take after a signal
+
+Batches = Iterator[tuple[dict | None, list[tuple[str, str]]]]  # clips, and (path, reason) of the files that could not be read
 
 
-def train_batches(clips: Dataset, batch: int, rank: int, world: int, first: int, steps: int, workers: int,
-                  device: torch.device | str = "cpu", timeout: float = 0) -> Iterator[tuple[dict, list[tuple[str, str]]]]:
-    """(batch on the device, what failed) of steps first .. steps - 1; process `rank` of `world` has its slots, in order.
+class WorkerError(RuntimeError):
+    """A worker of a loader died or hangs; `path` is the file that it had in hand, or None."""
 
-    clips[step, slot] -> (clip, what failed). A piece that takes more than `timeout` seconds (0: for ever), or a worker that
-    dies, raises RuntimeError: see `worker_error`.
+    def __init__(self, what: str, path: str | None):
+        super().__init__(f"{what}; it had in hand: {path or 'no file (is memory short? try fewer --workers)'}")
+        self.path = path
+
+
+def train_batches(clips: Dataset, batch: int, processes: Processes, first: int, steps: int, workers: int = 0,
+                  timeout: float = 0) -> Batches:
+    """Batches on the device of steps first .. steps - 1; process `rank` of `world` has its slots of each, in order.
+
+    clips[step, slot] -> (clip, what failed). Raises WorkerError where a worker dies or takes more than `timeout` seconds for
+    a file (0: for ever), and Stopped where a signal came and the batch does not.
     """
-    slots, device = range(rank * batch // world, (rank + 1) * batch // world), torch.device(device)
-    clips.in_flight = InFlight(workers)
-    pieces = DataLoader(clips, batch_sampler=BatchSampler(first, steps, slots, PIECE), num_workers=workers, collate_fn=collate,
-                        pin_memory=device.type == "cuda", worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
-    with clips.in_flight.watchdog(timeout):
-        yield from prefetch(iter(pieces), math.ceil(len(slots) / PIECE), device)
+    slots = range(processes.rank * batch // processes.world, (processes.rank + 1) * batch // processes.world)
+    loader = DataLoader(clips, batch_sampler=BatchSampler(first, steps, slots, PIECE), num_workers=workers, collate_fn=collate,
+                        pin_memory=processes.device.type == "cuda", worker_init_fn=start_worker)
+    return prefetch(loader, math.ceil(len(slots) / PIECE), processes, timeout, processes.device)
 
 
-def eval_batches(clips: Dataset, batch: int, rank: int, world: int, workers: int,
-                    timeout: float = 0) -> Iterator[tuple[dict | None, list[tuple[str, str]]]]:
-    """Batches on the CPU of every held-out clip once, over all processes; raises as `train_batches`"""
-    clips.in_flight = InFlight(workers)
-    loader = DataLoader(clips, batch_size=batch, sampler=range(rank, len(clips), world), num_workers=workers,
-                        collate_fn=collate, worker_init_fn=ignore_signals, timeout=timeout if workers else 0)
-    with clips.in_flight.watchdog(timeout):
-        yield from loader
+def eval_batches(clips: Dataset, batch: int, processes: Processes | None, workers: int = 0, timeout: float = 0) -> Batches:
+    """Batches on the CPU of every clip once, over all processes, or in this one where `processes` is None.
+
+    Raises as `train_batches`; Stopped on all processes as soon as a signal has come to one.
+    """
+    processes = processes or Processes(solo=True)
+    loader = DataLoader(clips, batch_size=batch, sampler=range(processes.rank, len(clips), processes.world),
+                        num_workers=workers, collate_fn=collate, worker_init_fn=start_worker)
+    with contextlib.suppress(Stopped):
+        for made in prefetch(loader, 1, processes, timeout, torch.device("cpu"), grace=0):
+            processes.alive()
+            yield made
+            if processes.asked_to_stop():
+                break
+    processes.meet()
 
 
-def prefetch(pieces: Iterator, n: int, device: torch.device) -> Iterator[tuple[dict, list[tuple[str, str]]]]:
-    """Batches of n pieces each; on a GPU each is copied on a side stream while the one before it is computed."""
-    if device.type != "cuda":
-        while parts := [(clone(clips) if n > 1 else clips, failed) for clips, failed in islice(pieces, n)]:
-            yield concatenate(parts)
-        return
-    side = torch.cuda.Stream(device)
+def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, device: torch.device,
+             grace: float = GRACE) -> Batches:
+    """Batches of n pieces each; a thread makes the next one while the last one is used, and copies it to a GPU."""
+    loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers))
+    others = multiprocessing.active_children()
+    pieces = iter(loader)  # starts the workers
+    in_flight.workers = [child for child in multiprocessing.active_children() if child not in others]
+    if in_flight.workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise anywhere, in the middle of a step too
+    made, wanted, done = queue.Queue(), threading.Semaphore(1), threading.Event()
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def copied():
-        with torch.cuda.stream(side):
-            parts = [(to_device(clips, device), failed) for clips, failed in islice(pieces, n)]
-            return concatenate(parts) if parts else None
+    def make() -> None:
+        try:
+            while wanted.acquire() and not done.is_set():
+                with torch.cuda.stream(side) if side else contextlib.nullcontext():
+                    parts = [(to_device(clips, device) if side else clone(clips) if n > 1 else clips, failed)
+                             for clips, failed in islice(pieces, n)]
+                    made.put(concatenate(parts) if parts else None)
+                if not parts:
+                    return
+        except BaseException as error:
+            made.put(error)
 
-    following = copied()
-    while following:
-        torch.cuda.current_stream(device).wait_stream(side)
-        batch, failed = following
-        for tensor in filter(torch.is_tensor, batch.values()):
-            tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused while this step needs it
-        following = copied()
-        yield batch, failed
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while (found := await_batch(made, in_flight, processes, timeout, grace)) is not None:
+            wanted.release()
+            if side:
+                torch.cuda.current_stream(device).wait_stream(side)
+                for tensor in filter(torch.is_tensor, found[0].values()):
+                    tensor.record_stream(torch.cuda.current_stream(device))  # not reused while this step needs it
+            yield found
+            del found
+    finally:
+        done.set()
+        wanted.release()
+        thread.join(GRACE)
+
+
+def await_batch(made: queue.Queue, in_flight: "InFlight", processes: Processes, timeout: float, grace: float):
+    """The next thing that the thread has made; an error of its own, of a worker, or Stopped is raised."""
+    while True:
+        try:
+            found = made.get(timeout=0.2)
+        except queue.Empty:
+            in_flight.check(timeout)
+            if processes.asked_to_stop() and time.monotonic() - processes.shutdown.asked > grace:
+                raise Stopped from None
+            continue
+        if isinstance(found, OSError | EOFError | RuntimeError):  # a worker that dies may break what it was handing over
+            for _ in range(20 if in_flight.workers else 0):
+                in_flight.check(timeout)
+                time.sleep(0.05)
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
 
 def clone(clips: dict) -> dict:
@@ -102,18 +156,17 @@ def collate(items: list[tuple[dict | None, list]]) -> tuple[dict | None, list[tu
 
 @atexit.register  # before multiprocessing's own handler, which sends SIGTERM to the workers, and waits for them
 def end_workers() -> None:
-    """Kills the workers of a process that ends in the middle of its batches: SIGTERM is for the main process alone"""
-    children = [child for child in multiprocessing.active_children() if child.daemon]
-    if children and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise what nobody can catch any more
-    for child in children:
-        child.kill()
+    """Kill the workers of a process that ends in the middle of its batches: SIGTERM is for the main process alone."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
-def ignore_signals(_worker: int) -> None:
+def start_worker(_worker: int) -> None:
     """Ctrl-C, torchrun and Slurm signal every process; only the main one decides when to stop"""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -137,69 +190,40 @@ def short_of_memory(need: int, workers: int) -> str | None:
 
 
 class InFlight:
-    """What each worker of a loader has in hand, in memory that all processes share: so it is known when one dies or hangs."""
+    """The file that each worker of a loader works on, in memory that all processes share, so that it is known when one dies."""
 
-    def __init__(self, workers: int):
-        self.table = torch.zeros(workers, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: nothing in hand)
-        self.paths = torch.zeros(workers, PATH, dtype=torch.uint8).share_memory_()
+    def __init__(self, rows: int):
+        self.table = torch.zeros(rows, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: no file)
+        self.paths = torch.zeros(rows, PATH, dtype=torch.uint8).share_memory_()
+        self.workers: list = []                                                      # the processes; none: a thread of ours
+
+    def __getstate__(self) -> dict:
+        return {"table": self.table, "paths": self.paths, "workers": []}             # a process cannot be sent to another
 
     @contextlib.contextmanager
     def track(self, path: str) -> Iterator[None]:
         """Around all that a worker does with a file"""
         worker = get_worker_info()
-        if worker:
+        row = worker.id if worker else 0
+        if row < len(self.table):
             text = np.frombuffer(path.encode("utf-8", "replace")[:PATH].ljust(PATH, b"\0"), np.uint8)
-            self.paths[worker.id] = torch.from_numpy(text.copy())
-            self.table[worker.id] = torch.tensor([os.getpid(), time.monotonic()], dtype=torch.float64)
+            self.paths[row] = torch.from_numpy(text.copy())
+            self.table[row] = torch.tensor([os.getpid(), time.monotonic()], dtype=torch.float64)
         try:
             yield
         finally:
-            if worker:
-                self.table[worker.id, 1] = 0
+            if row < len(self.table):
+                self.table[row, 1] = 0
 
-    @contextlib.contextmanager
-    def watchdog(self, patience: float) -> Iterator[None]:
-        """Kills a worker that has had a file in hand for more than `patience` seconds (0: for ever).
-
-        DataLoader's own time-out does not do it: in the middle of a piece it waits for ever for a worker that is frozen.
-        """
-        done = threading.Event()
-
-        def look() -> None:
-            while not done.wait(min(1.0, patience / 2)):
-                for pid, since, _ in self.read():
-                    if since and time.monotonic() - since > 1 + patience:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
-
-        if patience and len(self.table):
-            threading.Thread(target=look, daemon=True).start()
-        try:
-            yield
-        finally:
-            done.set()
-
-    def read(self) -> list[tuple[int, float, str]]:
-        """(process, since, path) of each worker"""
-        return [(int(pid), since, bytes(path).rstrip(b"\0").decode("utf-8", "replace"))
-                for (pid, since), path in zip(self.table.tolist(), self.paths.tolist(), strict=True)]
-
-
-def worker_error(error: RuntimeError, *loaded: Dataset) -> str | None:
-    """What a loader's failed workers had in hand, in one line; None for an error that says nothing of workers.
-
-    It ends them all: one that hangs would not end by itself.
-    """
-    died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([0-9, ]+)\)(.*)", str(error))
-    if not died and "DataLoader timed out" not in str(error):
-        return None
-    workers = [worker for clips in loaded for worker in clips.in_flight.read()]
-    busy = sorted((worker for worker in workers if worker[1]), key=lambda worker: worker[1])
-    if died:
-        pids = set(map(int, died[1].split(",")))
-        busy, what = [worker for worker in busy if worker[0] in pids], f"process {died[1]} of the loader{died[2].rstrip('. ')}"
-    else:
-        busy, what = busy[:1], f"a process of the loader took more than --timeout for a batch ({error})"
-    end_workers()
-    files = [path for *_, path in busy]
-    return f"{what}; it had in hand: {', '.join(files) or 'no file (is memory short? try fewer --workers)'}"
+    def check(self, timeout: float) -> None:
+        """Raise WorkerError where a worker has died, or has had one file in hand for more than `timeout` seconds (0: never)."""
+        files = {int(pid): (since, bytes(path).rstrip(b"\0").decode("utf-8", "replace"))
+                 for (pid, since), path in zip(self.table.tolist(), self.paths.tolist(), strict=True) if since}
+        for worker in self.workers:
+            if worker.exitcode:
+                how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"exit code {worker.exitcode}"
+                raise WorkerError(f"a process of the loader died ({how})", files.get(worker.pid, (0, None))[1])
+        for since, path in sorted(files.values()):
+            if timeout and time.monotonic() - since > timeout:
+                end_workers()  # one that hangs would not end by itself
+                raise WorkerError(f"a process of the loader took more than --timeout {timeout:g} s for a file", path)

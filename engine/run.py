@@ -5,12 +5,16 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+CHECKPOINT = re.compile(r"checkpoint-([0-9]{8,})\.pt")
 
 
 class Run:
@@ -58,28 +62,13 @@ class Run:
             raise ValueError(f"{path} is torn or not of this program: name another folder") from None
 
     def hold(self) -> None:
-        """A lock that ends with the process; ValueError where another process has it"""
-        self.lock = open(self.out / ".lock", "a+")  # noqa: SIM115  held until the process ends
-        try:
-            import fcntl
-
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: loader workers do not inherit it
-        except ImportError:
-            return  # Windows has no such lock
-        except (BlockingIOError, PermissionError):
-            self.lock.seek(0)
-            raise ValueError(f"--out {self.out} is in use by {self.lock.read().strip() or 'another process'}: wait for it, "
-                             f"or name another folder") from None
-        except OSError as e:
-            print(f"warning: {self.out} cannot be locked ({e}): see that no other process trains in it", file=sys.stderr)
-        self.lock.truncate(0)
-        self.lock.write(f"process {os.getpid()} on {platform.node()}")
-        self.lock.flush()
+        """Lock the folder until the process ends; ValueError where another process has it."""
+        self.lock = lock(self.out / ".lock", f"--out {self.out}")
 
     def compare(self, saved: dict, settings: dict, may_differ: set[str]) -> None:
         """ValueError that names every setting in which the run in this folder differs"""
         settings = json.loads(json.dumps(settings))
-        differ = [k for k in {**saved, **settings} if k not in may_differ and saved.get(k) != settings.get(k)]
+        differ = [k for k in settings if k not in may_differ and saved.get(k) != settings[k]]
         if differ:
             changes = ", ".join(f"--{k.replace('_', '-')} was {saved.get(k)} and is {settings.get(k)}" for k in differ)
             raise ValueError(f"--out {self.out} holds a run of other settings ({changes}): repeat its settings to go on, "
@@ -92,28 +81,37 @@ class Run:
                    json.dumps({"settings": settings, "model": model, "versions": versions}, indent=2) + "\n")
 
     def checkpoints(self) -> list[Path]:
-        """All of them, the newest first"""
-        return sorted(self.out.glob("checkpoint-*.pt"), reverse=True)
+        """All files of exactly this program's names, the newest first"""
+        return sorted((path for path in self.out.glob("checkpoint-*.pt") if CHECKPOINT.fullmatch(path.name)), reverse=True)
 
-    def save(self, step: int, state: dict, keep: int = 2) -> bool:
-        """Writes checkpoint-STEP.pt whole or not at all, then deletes all but the last `keep`; False where the disk is full."""
+    def save(self, step: int, state: dict, keep: int = 2, keep_every: int | None = None) -> bool:
+        """Write checkpoint-STEP.pt whole or not at all, and delete all but the last `keep` and the multiples of `keep_every`.
+
+        False, with a warning, where the disk is full or the weights are not finite: the last checkpoints remain.
+        """
         path = self.out / f"checkpoint-{step:08d}.pt"
-        try:
-            write_whole(path, lambda file: torch.save({"step": step, **state}, file))
-        except (OSError, RuntimeError) as e:  # torch turns "no space left" into a RuntimeError
-            print(f"warning: {path} could not be written ({e}); the last checkpoint remains, and the run goes on",
-                  file=sys.stderr, flush=True)
+        if not (saved := self.write(path, {"step": step, **state})):
             return False
         for old in self.checkpoints()[keep:]:
-            old.unlink()
-        return True
+            if not keep_every or int(CHECKPOINT.fullmatch(old.name)[1]) % keep_every:
+                old.unlink()
+        return saved
 
     def save_best(self, step: int, model: dict) -> None:
-        """Writes best.pt, the weights with the best score on the held-out clips so far"""
+        """Write best.pt, the weights with the best score on the held-out clips so far."""
+        self.write(self.out / "best.pt", {"step": step, "model": model})
+
+    def write(self, path: Path, state: dict) -> bool:
+        """Write a checkpoint; False, with a warning, where that cannot be."""
         try:
-            write_whole(self.out / "best.pt", lambda file: torch.save({"step": step, "model": model}, file))
-        except (OSError, RuntimeError) as e:
-            print(f"warning: {self.out / 'best.pt'} could not be written ({e})", file=sys.stderr, flush=True)
+            if (name := not_finite(state["model"])) is not None:
+                raise ValueError(f"{name} is not finite")
+            write_whole(path, lambda file: torch.save(state, file))
+        except (OSError, RuntimeError, ValueError) as e:  # torch turns "no space left" into a RuntimeError
+            free = f", {shutil.disk_usage(self.out).free / 1e6:.0f} MB free" if not isinstance(e, ValueError) else ""
+            print(f"warning: {path} could not be written ({e}{free}); the last checkpoint remains", file=sys.stderr, flush=True)
+            return False
+        return True
 
     def newest(self) -> dict | None:
         """The newest checkpoint that can be read, on the CPU; None where there are none, ValueError where none can be read."""
@@ -127,9 +125,9 @@ class Run:
         return None
 
     def forget(self, step: int) -> None:
-        """Removes what lies past `step`, which will be made again: rows of the log, and checkpoints that cannot be read"""
+        """Remove what lies past `step`, which will be made again: rows of the log, and checkpoints that cannot be read."""
         for path in self.checkpoints():
-            if int(path.stem.removeprefix("checkpoint-")) > step:
+            if int(CHECKPOINT.fullmatch(path.name)[1]) > step:
                 path.unlink()
         self.cut_log(step)
 
@@ -173,6 +171,27 @@ class Run:
         write_text(self.out / "results.json", json.dumps({**self.results(), **results}, indent=2) + "\n")
 
 
+def lock(path: Path, what: str, wait: bool = False):
+    """The open file of a lock that ends with the process; ValueError where another process has it, and `wait` is False."""
+    file = open(path, "a+")  # noqa: SIM115  held until it is closed, or the process ends
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: loader workers do not inherit it
+    except ImportError:
+        return file  # Windows has no such lock
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise ValueError(f"{what} is in use by {file.read().strip() or 'another process'}: wait for it, or name another "
+                         f"folder") from None
+    except OSError as e:
+        print(f"warning: {what} cannot be locked ({e}): see that no other process writes there", file=sys.stderr)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
 def write_whole(path: Path, write) -> None:
     """Calls `write(file)` on a temporary file, syncs it and renames it: a kill leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
@@ -197,17 +216,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """{"step", "model", ...}; ValueError in one line where the file is torn, or holds more than tensors and plain values."""
+    """{"step", "model", ...}; ValueError in one line where the file is torn, altered, or holds more than tensors and values."""
     try:
+        with zipfile.ZipFile(path) as parts:  # torch looks at no checksum
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise ValueError("it is compressed, which torch.save does not do")
+            if (broken := parts.testzip()) is not None:
+                raise ValueError(f"the checksum of {broken} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except Exception as e:
         why = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise ValueError(f"{path} is no readable checkpoint ({why})") from None
-    if not isinstance(state, dict) or "model" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise ValueError(f"{path} is no checkpoint of this program: it has no key 'model'")
+    if not all(torch.is_tensor(weight) for weight in state["model"].values()):
+        raise ValueError(f"{path} is no checkpoint of this program: its weights are no tensors")
+    if (name := not_finite(state["model"])) is not None:
+        raise ValueError(f"{path} holds weights that are not finite ({name}): name a run whose training went well")
     return state
+
+
+def not_finite(weights: dict[str, torch.Tensor]) -> str | None:
+    """The name of the first of the weights that is not finite"""
+    return next((name for name, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()), None)
 
 
 def load_weights(module: torch.nn.Module, weights: dict, where: str) -> None:

@@ -333,6 +333,23 @@ def labels(folder: Path) -> list[dict]:
         return [{**row, "start": float(row["start"]), "end": float(row["end"])} for row in csv.DictReader(file)]
 
 
+def write_labels(path: Path, root: Path, names: tuple[str, ...], each: int, seed: int) -> None:
+    """The demo's events as a csv of labels: all held-out ones, and `each` to train on of each combination of `names`"""
+    rows = labels(root)
+    order = np.random.default_rng((seed,)).permutation(len(rows))
+    taken: dict[str, int] = {}
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["path", "label", "start", "end", "split"])
+        for row in (rows[i] for i in order):
+            label = ", ".join(row[name] for name in names)
+            if row["split"] == "train":
+                taken[label] = taken.get(label, 0) + 1
+                if taken[label] > each:
+                    continue
+            lines.writerow([os.path.relpath(root / row["path"], path.parent), label, row["start"], row["end"], row["split"]])
+
+
 def ceilings(rows: list[dict]) -> dict[str, dict]:
     """R@1, R@5 and R@10 (fractions) on the held-out rows of one who knows only some attributes, and guesses the rest.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vatt
+from engine.processes import Processes
 from engine.run import Run
 from tools.classifier import Classifier
 from transformer import Size
@@ -14,6 +15,17 @@ from transformer import Size
 SMALL = Size(1, 32, 64, 2)
 CONFIG = vatt.Config(SMALL, SMALL, SMALL, frames=4, size=16, patch=(2, 8, 8), rate=8000, words=6, d_va=16, d_vt=8, dropout=0.0)
 WORDS = ("a", "red", "blue", "cloth", "film", "begins")
+
+
+class Rank(Processes):
+    """One of several processes, where the others are not there"""
+
+    def __init__(self, rank: int = 0, world: int = 1):
+        super().__init__(solo=True)
+        self.rank, self.world, self.store = rank, world, torch.distributed.HashStore()
+
+    def meet(self) -> None:
+        """There is nobody to meet"""
 
 
 def pretrained(out: Path, seed: int = 0) -> Path:

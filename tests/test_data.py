@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 from films import film, folder
+from runs import Rank
 
 import data
 import vatt
 from engine import loading
+from engine.errors import TooManyBad
+from engine.loop import FailureBudget
 from engine.sampling import Sampler
 from media.decode import Unreadable
 from sources import index, layouts
@@ -67,8 +70,8 @@ def test_every_random_choice_is_a_function_of_seed_step_and_slot(plain, root, tm
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_number_of_processes_and_workers_makes_the_same_global_batch(plain, workers):
-    one = [batch for batch, _ in loading.train_batches(plain, 4, 0, 1, 0, 2, 0)]
-    halves = [list(loading.train_batches(plain, 4, rank, 2, 0, 2, workers)) for rank in range(2)]
+    one = [batch for batch, _ in loading.train_batches(plain, 4, Rank(), 0, 2, 0)]
+    halves = [list(loading.train_batches(plain, 4, Rank(rank, 2), 0, 2, workers)) for rank in range(2)]
     for step, whole in enumerate(one):
         assert whole["path"] == halves[0][step][0]["path"] + halves[1][step][0]["path"]
         for k in whole:
@@ -77,8 +80,8 @@ def test_any_number_of_processes_and_workers_makes_the_same_global_batch(plain, 
 
 
 def test_a_run_that_goes_on_at_step_two_sees_what_it_would_have_seen(plain):
-    whole = list(loading.train_batches(plain, 4, 0, 1, 0, 4, 0))[2:]
-    later = list(loading.train_batches(plain, 4, 0, 1, 2, 4, 0))
+    whole = list(loading.train_batches(plain, 4, Rank(), 0, 4, 0))[2:]
+    later = list(loading.train_batches(plain, 4, Rank(), 2, 4, 0))
     assert all(torch.equal(a[0]["video"], b[0]["video"]) for a, b in zip(whole, later, strict=True))
 
 
@@ -124,7 +127,7 @@ def test_an_unreadable_film_is_replaced_by_a_deterministic_other_and_counted_by_
 def test_a_folder_without_a_readable_film_is_given_up_with_its_reasons(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.mp4").write_text("not a film")
-    with pytest.raises(data.TooManyBad, match=r"not a media file: 100.*/0.mp4"):
+    with pytest.raises(TooManyBad, match=r"not a media file: 100.*/0.mp4"):
         clips(tmp_path, tmp_path / "index")[0, 0]
 
 
@@ -141,7 +144,7 @@ def test_held_out_films_are_never_trained_on(root, tmp_path):
 def test_every_held_out_film_is_read_once_with_any_number_of_processes(root, tmp_path):
     whole = data.Source(clips(root, tmp_path / "0").sources[0].index, np.arange(6))
     held = data.HeldOut([whole], RECIPE, WORDS)
-    paths = [p for rank in range(4) for batch, _ in loading.eval_batches(held, 2, rank, 4, 0) for p in batch["path"]]
+    paths = [p for rank in range(4) for batch, _ in loading.eval_batches(held, 2, Rank(rank, 4)) for p in batch["path"]]
     assert len(paths) == len(set(paths)) == 6
 
 
@@ -188,7 +191,7 @@ def test_clips_start_anywhere_in_their_row_and_end_within_it():
 
 
 def test_bad_files_are_judged_by_the_last_thousand_once_there_are_five():
-    bad = data.Bad(0.05)
+    bad = FailureBudget(0.05)
     for i in range(4):
         bad.add(4, [(f"{i}", "empty file")])
     assert not bad.too_many
@@ -198,7 +201,7 @@ def test_bad_files_are_judged_by_the_last_thousand_once_there_are_five():
         bad.add(4, [])
     assert not bad.too_many
     assert bad.reasons == {"empty file": 5}
-    never = data.Bad(1.0)
+    never = FailureBudget(1.0)
     never.add(1, [("a", "r")] * 100)
     assert not never.too_many
 
@@ -220,29 +223,25 @@ def failing(monkeypatch, what):
 
 
 @pytest.mark.parametrize(("what", "says"), [
-    (lambda: os.kill(os.getpid(), signal.SIGKILL), "of the loader "),     # "is killed by signal: Killed" or "exited"
-    (lambda: os.kill(os.getpid(), signal.SIGSEGV), "of the loader "),
-    (lambda: os._exit(7), "exited unexpectedly"),
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "died (SIGKILL)"),
+    (lambda: os.kill(os.getpid(), signal.SIGSEGV), "died (SIGSEGV)"),
+    (lambda: os._exit(7), "died (exit code 7)"),
     (lambda: time.sleep(60), "took more than --timeout"),
-    (lambda: os.kill(os.getpid(), signal.SIGSTOP), "of the loader "),
+    (lambda: os.kill(os.getpid(), signal.SIGSTOP), "took more than --timeout"),
 ], ids=["killed", "segfault", "exit", "hangs", "frozen"])
 def test_a_worker_that_dies_or_hangs_is_reported_with_the_file_it_held_and_none_is_left(
     root, tmp_path, monkeypatch, child_signals_as_they_were, what, says
 ):
     failing(monkeypatch, what)
     some = clips(root, tmp_path / "0")
-    with pytest.raises(RuntimeError) as error:
-        list(loading.train_batches(some, 4, 0, 1, 0, 50, 2, timeout=2))
-    line = loading.worker_error(error.value, some)
+    with pytest.raises(loading.WorkerError) as error:
+        list(loading.train_batches(some, 4, Rank(), 0, 50, 2, timeout=2))
+    line = str(error.value)
     assert says in line
     assert line.split("it had in hand: ")[1].startswith(str(root / "03.mp4"))
     for child in multiprocessing.active_children():
         child.join(5)
     assert not any(Path(f"/proc/{pid}").exists() for pid in some.in_flight.table[:, 0].int().tolist())
-
-
-def test_other_errors_say_nothing_of_workers(plain):
-    assert loading.worker_error(RuntimeError("CUDA out of memory"), plain) is None
 
 
 def test_shared_memory_that_cannot_hold_the_batches_is_told_at_the_start_with_the_remedy(monkeypatch):
@@ -262,9 +261,9 @@ def test_shared_memory_that_cannot_hold_the_batches_is_told_at_the_start_with_th
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_that_comes_in_pieces_is_the_batch(plain, monkeypatch, workers):
-    whole = list(loading.train_batches(plain, 4, 0, 1, 0, 3, 0))
+    whole = list(loading.train_batches(plain, 4, Rank(), 0, 3, 0))
     monkeypatch.setattr(loading, "PIECE", 3)
-    pieces = list(loading.train_batches(plain, 4, 0, 1, 0, 3, workers))
+    pieces = list(loading.train_batches(plain, 4, Rank(), 0, 3, workers))
     assert len(pieces) == len(whole) == 3
     for (batch, failed), (again, said) in zip(whole, pieces, strict=True):
         assert failed == said

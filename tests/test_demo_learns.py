@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import Rank
 
 import data
 import vatt
@@ -97,7 +98,7 @@ def features(model, here, rows):
     recipe = data.Recipe(c.frames, c.fps, c.size, c.rate, c.samples)
     held = data.HeldOut([data.Source(events, np.arange(len(events)))], recipe, vatt.tokenize.Vocabulary([]))
     z = [(model.backbones.video(augment.augment(batch["video"])), model.backbones.audio(batch["audio"]))
-         for batch, _ in loading.eval_batches(held, 64, 0, 1, 2)]
+         for batch, _ in loading.eval_batches(held, 64, Rank(), 2)]
     return tuple(torch.cat(part) for part in zip(*z, strict=True))
 
 

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 import vatt
 from engine.processes import Processes
-from engine.step import Step
+from pretrain import Step
 from transformer import Size, Transformer
 
 SMALL = Size(2, 32, 64, 2)

@@ -7,7 +7,7 @@ import torch
 
 import vatt
 from engine.processes import Processes
-from engine.step import Step
+from pretrain import Step
 from tools import dry_run
 from transformer import Size, Transformer
 

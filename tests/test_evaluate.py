@@ -63,7 +63,7 @@ def literal(model, root):
 def loader(model, root, batch, processes):
     data = official.load(str(root), Path(tempfile.mkdtemp()), [])
     recipe = views.Recipe(model.kind, CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1)
-    return views.loader(views.Testing(data.test, 3, recipe), batch, processes.rank, processes.world, 0)
+    return views.loader(views.Testing(data.test, 3, recipe), batch, processes, 0)
 
 
 @pytest.mark.parametrize("kind", ["video", "audio"])

@@ -9,7 +9,7 @@ import pretrain
 import vatt
 from engine import loading
 from engine.processes import Processes
-from engine.step import Step
+from pretrain import Step
 from transformer import Size, Transformer
 
 SIZE = Size(1, 32, 64, 2)

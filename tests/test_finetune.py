@@ -21,7 +21,7 @@ from runs import pretrained, rows
 import evaluate
 import finetune
 from engine.processes import Processes
-from sources import official
+from sources import demo, official
 from tools import classifier, views
 
 HERE = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ refused = functools.partial(runs.refused, finetune.main)
 
 
 def test_the_recipes_are_those_of_the_paper():
-    get = lambda *argv: finetune.settings([*argv, "--data", "x", "--preset", "bbs"], Processes())
+    get = lambda *argv: finetune.settings(finetune.parse([*argv, "--data", "x", "--preset", "bbs"]), Processes())
     video, audio, image = (get("--task", task) for task in ("video", "audio", "image"))
     assert (video.lr, video.warmup, video.steps, video.batch, video.smoothing) == (0.005, 2500, 100_000, 64, 0.1)
     assert (video.frames, video.fps, video.size, video.windows, video.crops, video.drop) == (32, 12.5, 320, 4, 3, 0)
@@ -78,7 +78,8 @@ def test_the_recipes_are_those_of_the_paper():
 
 
 def test_the_linear_recipe_is_that_of_a_3_2(init):
-    args = finetune.settings(["--task", "linear", "--data", "x", "--init", str(init), "--preset", "bbs"], Processes())
+    argv = ["--task", "linear", "--data", "x", "--init", str(init), "--preset", "bbs"]
+    args = finetune.settings(finetune.parse(argv), Processes())
     assert (args.components, args.sampled, args.lr, args.batch, args.steps) == (128, 13, 5e-4, 64, 50_000)
 
 
@@ -102,7 +103,7 @@ def test_a_loaded_run_scores_what_the_run_printed(finished, labelled):
     model, c = classifier.load(finished), classifier.load(finished).config
     data = official.load(str(labelled), finished / "again", [])
     tests = views.Testing(data.test, 3, views.Recipe("video", c.frames, c.fps, c.size, c.rate, 2, 2))
-    scores = evaluate.classify(model, views.loader(tests, 4, 0, 1, 0), Processes())
+    scores = evaluate.classify(model, views.loader(tests, 4, Processes(), 0), Processes())
     assert scores["top-1"] == results(finished, "video")["top-1"]
 
 
@@ -164,7 +165,7 @@ from engine.processes import Processes
 processes = Processes()
 for name, argv in {runs!r}.items():
     argv += ["--out", sys.argv[1] + name]
-    finetune.train(finetune.settings(argv, processes), processes)
+    finetune.train(finetune.settings(finetune.parse(argv), processes), processes)
 processes.end()
 """)
     for name, argv in runs.items():
@@ -285,9 +286,9 @@ def test_an_svm_is_trained_on_features_of_images(init, images, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--batch", "0"], "--batch must be at least 1"),
-    (["--lr", "0"], "--lr must be above 0"),
-    (["--smoothing", "1"], "--smoothing must be at least 0 and below 1"),
+    (["--batch", "0"], "--batch: must be at least 1"),
+    (["--lr", "0"], "--lr: must be above 0"),
+    (["--smoothing", "1"], "--smoothing: must be below 1"),
     (["--mixup", "5", "--batch", "3"], "--mixup mixes neighbours"),
     (["--split", "two"], "write a number or all"),
     (["--split", "2"], "no split or fold 2"),
@@ -295,7 +296,8 @@ def test_an_svm_is_trained_on_features_of_images(init, images, tmp_path):
     (["--init", "nowhere"], "is no run"),
     (["--data", "nowhere"], "nowhere"),
     (["--task", "image"], "name other data"),
-    (["--task", "linear", "--sampled", "0"], "--sampled must be from 1"),
+    (["--task", "linear", "--sampled", "0"], "--sampled: must be at least 1"),
+    (["--task", "linear", "--sampled", "200"], "--sampled must be from 1"),
     (["--task", "linear", "--modality", "image"], "name other data"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_one_line_and_exit_code_2(labelled, init, tmp_path, capsys, flags, says):
@@ -334,7 +336,7 @@ def test_the_demos_labels_are_as_many_for_each_class_and_a_function_of_the_seed(
             texture, split = ("dots", "plain")[i % 2], "train" if i < 40 else "val"
             lines.writerow([f"train/{i}.mp4", 0, 3, split, "red", texture, "fade", "snow"])
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        finetune.write_demo(tmp_path / f"{name}.csv", tmp_path / "data", ("texture", "rhythm"), 6, seed)
+        demo.write_labels(tmp_path / f"{name}.csv", tmp_path / "data", ("texture", "rhythm"), 6, seed)
     first, again, other = ((tmp_path / f"{name}.csv").read_text() for name in "abc")
     assert first == again != other
     taken = list(csv.DictReader(first.splitlines()))

@@ -1,6 +1,7 @@
 """A classifier on a frozen backbone (linear.py): features once, what is trained and what is not, the SVM of scikit-learn."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def tests(tmp_path_factory):
 
 
 def features(model, tests, path):
-    return linear.features(model, tests, 4, 0, Processes(), path)
+    return linear.features(model, tests, path, Processes(), SimpleNamespace(batch=4, workers=0, timeout=0))
 
 
 def test_features_are_z_out_of_every_view_and_computed_once(tests, tmp_path, monkeypatch):
@@ -58,11 +59,11 @@ def test_a_step_trains_13_components_of_the_classifier_and_nothing_of_the_backbo
     model = Classifier(CONFIG, "video", CLASSES, head="low-rank")
     model.backbone.requires_grad_(False)
     batch = {"z": torch.randn(5, 32), "y": torch.eye(3)[torch.tensor([0, 1, 2, 0, 1])]}
-    step = linear.low_rank_step(model, sampled=13, l2=0.0, seed=0)
+    settings = SimpleNamespace(sampled=13, l2=0.0, seed=0)
     chosen = []
     for number in (0, 1, 0):
         model.zero_grad()
-        loss = step(batch, number)["loss"]
+        loss = linear.gradients(model, batch, number, settings)["loss"]
         chosen.append((model.classifier.V.grad.abs().sum(1) > 0).nonzero()[:, 0].tolist())
     assert len(chosen[0]) == 13
     assert chosen[0] == chosen[2] != chosen[1]
@@ -74,7 +75,7 @@ def test_a_step_trains_13_components_of_the_classifier_and_nothing_of_the_backbo
 def test_the_penalty_is_on_v_alone():
     model = Classifier(CONFIG, "video", CLASSES, head="low-rank").double()
     batch = {"z": torch.zeros(2, 32), "y": torch.eye(3)[:2]}
-    linear.low_rank_step(model, 13, l2=0.1, seed=0)(batch, 0)
+    linear.gradients(model, batch, 0, SimpleNamespace(sampled=13, l2=0.1, seed=0))
     assert_close(model.classifier.V.grad, 0.2 * model.classifier.V.detach())
     assert not model.classifier.U.grad.any()
 

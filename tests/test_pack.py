@@ -20,6 +20,7 @@ import pytest
 import runs
 import torch
 from films import film, folder
+from runs import Rank
 
 import data
 import vatt
@@ -110,8 +111,8 @@ def test_the_same_clips_fill_the_same_slots_from_a_folder_and_from_its_shards(pa
 @pytest.mark.parametrize("workers", [0, 3])
 def test_any_number_of_processes_and_workers_makes_the_same_global_batch_from_shards(packed, tmp_path, workers):
     some = clips(tmp_path / "a", "shards", packed)
-    one = [batch for batch, _ in loading.train_batches(some, 4, 0, 1, 0, 3, 0)]
-    halves = [list(loading.train_batches(some, 4, rank, 2, 1, 3, workers)) for rank in range(2)]
+    one = [batch for batch, _ in loading.train_batches(some, 4, Rank(), 0, 3, 0)]
+    halves = [list(loading.train_batches(some, 4, Rank(rank, 2), 1, 3, workers)) for rank in range(2)]
     for whole, (a, _), (b, _) in zip(one[1:], *halves, strict=True):
         assert whole["path"] == a["path"] + b["path"]
         assert torch.equal(whole["video"], torch.cat([a["video"], b["video"]]))

@@ -100,7 +100,7 @@ def test_a_row_of_the_log_that_a_kill_cut_short_before_any_checkpoint_does_not_b
 
 def test_a_second_sigterm_does_not_stop_the_saving_and_a_second_ctrl_c_does(tmp_path):
     code = ("import os, signal, sys, time; sys.path.insert(0, sys.argv[1])\n"
-            "from engine.loop import GracefulShutdown; GracefulShutdown()\n"
+            "from engine.processes import GracefulShutdown; GracefulShutdown()\n"
             "for s in sys.argv[2:]: os.kill(os.getpid(), getattr(signal, s)); time.sleep(0.3)\nprint('saved')")
     run = lambda *signals: subprocess.run([sys.executable, "-c", code, str(HERE), *signals], check=False, capture_output=True)
     assert run("SIGTERM", "SIGTERM").stdout.strip() == b"saved"
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ten_in_a_row_end_the_run(
     def broken(*args, **kwargs):
         return true(*args, **kwargs) * float("nan")
 
-    def spy(self, step, state, keep=2):
+    def spy(self, step, state, *keep):
         states.append({k: v.clone() for k, v in state["model"].items()})
 
     monkeypatch.setattr(losses, "mil_nce", broken)
@@ -353,26 +353,26 @@ def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--batch", "0"], "--batch must be at least 2"),
-    (["--batch", "1"], "--batch must be at least 2"),
-    (["--steps", "0"], "--steps must be at least 1"),
-    (["--lr", "-1"], "--lr must be above 0"),
-    (["--lr", "nan"], "--lr must be finite"),
-    (["--drop", "1"], "--drop takes one share or two"),
+    (["--batch", "0"], "--batch: must be at least 2"),
+    (["--batch", "1"], "--batch: must be at least 2"),
+    (["--steps", "0"], "--steps: must be at least 1"),
+    (["--lr", "-1"], "--lr: must be above 0"),
+    (["--lr", "nan"], "--lr: must be finite"),
+    (["--drop", "1"], "--drop: must be below 1"),
     (["--drop", "0.1", "0.2", "0.3"], "--drop takes one share or two"),
     (["--area", "0.5", "0.1"], "--area must be"),
     (["--preset", "huge"], "invalid choice: 'huge'"),
     (["--steeps", "5"], "unrecognized arguments: --steeps"),
     (["--weights", "1", "2"], "--weights needs one number"),
-    (["--patch", "0", "8", "8"], "--patch needs three sizes"),
-    (["--seed", "-1"], "--seed must be at least 0"),
-    (["--noise", "nan"], "--noise must be finite"),
+    (["--patch", "0", "8", "8"], "--patch: must be at least 1"),
+    (["--seed", "-1"], "--seed: must be at least 0"),
+    (["--noise", "nan"], "--noise: must be finite"),
     (["--lr-end", "1"], "--lr-end 1.0 is above --lr"),
-    (["--weights", "nan"], "--weights must be finite"),
+    (["--weights", "nan"], "--weights: must be finite"),
     (["--init", "nowhere"], "nowhere"),
-    (["--fps", "1e9"], "--fps is at most 240"),
-    (["--rate", "1"], "--rate must be at least 1000"),
-    (["--seed", str(10**23)], "--seed below 2^63"),
+    (["--fps", "1e9"], "--fps: must be at most 240"),
+    (["--rate", "1"], "--rate: must be at least 1000"),
+    (["--seed", str(10**23)], f"--seed: must be at most {2**63 - 1}"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_one_line_and_exit_code_2(films, tmp_path, capsys, flags, says):
     argv = [*both(films), "--out", str(tmp_path / "run"), *TINY, *flags]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.loop import GracefulShutdown
+from engine.processes import GracefulShutdown
 from engine.run import Run, load_weights, read_checkpoint, write_text
 from finetune import SGD, half_cosine
 from pretrain import learning_rate
@@ -212,6 +212,6 @@ def test_sgd_has_the_rate_inside_of_the_momentum_and_is_torchs_where_the_rate_st
 def test_after_its_end_signals_do_what_they_did_before():
     before = signal.getsignal(signal.SIGTERM)
     stop = GracefulShutdown()
-    assert signal.getsignal(signal.SIGTERM) == stop.ask
+    assert signal.getsignal(signal.SIGTERM) == stop.handle
     stop.end()
     assert signal.getsignal(signal.SIGTERM) == before

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from films import film, image
+from runs import Rank
 
 from sources import index
 from sources.index import Row
@@ -93,7 +94,7 @@ def test_mixing_shares_are_from_beta_5_5(films):
 
 
 def test_every_file_is_tested_once_with_any_number_of_processes(films):
-    numbers = [n for rank in range(3) for batch, _ in views.loader(views.Testing(films, 3, RECIPE), 10, rank, 3, 0)
+    numbers = [n for rank in range(3) for batch, _ in views.loader(views.Testing(films, 3, RECIPE), 10, Rank(rank, 3), 0)
                for n in batch["number"].tolist()]
     assert sorted(numbers) == [0, 1, 2, 3]
 

@@ -10,14 +10,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import vatt
 from bench import audit
-from engine.step import Step
 
 
-def report(gradients: Step, batch: dict, clips: int, steps: int, world: int, waiting: int) -> str:
+def report(gradients, batch: dict, clips: int, steps: int, world: int, waiting: int) -> str:
     """Shapes, parameters, FLOPs and memory of a run in which each of `world` processes has `clips` clips a step.
 
-    batch: decoded clips on the device, two at least; the first ones are sent through the model to see what it keeps. waiting:
-    bytes of clips that the loaders of this machine may hold in shared memory.
+    gradients: a `pretrain.Step`. batch: decoded clips on the device, two at least; the first ones are sent through the model
+    to see what it keeps. waiting: bytes of clips that the loaders of this machine may hold in shared memory.
     """
     model = gradients.model
     lines = [shapes(batch)]
@@ -68,7 +67,7 @@ def flops(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:
     return forward, audit.flops(lambda: run().backward()) - forward
 
 
-def activations(gradients: Step, clip: dict) -> int:
+def activations(gradients, clip: dict) -> int:
     """Bytes that autograd keeps between the forward and the backward pass of one clip, weights left out"""
     weights = {p.untyped_storage().data_ptr() for p in gradients.model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}

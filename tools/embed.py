@@ -50,7 +50,7 @@ def vectors(model: vatt.Trained, files: Index, rows: range, recipe: views.Recipe
     """
     dataset = views.Testing(files, 0, recipe, rows)
     width, done = model.config.d_va if space == "va" else model.config.d_vt, 0
-    for part, failed in survived(views.loader(dataset, batch, 0, 1, workers), dataset):
+    for part, failed in survived(views.loader(dataset, batch, None, workers), dataset):
         rows = torch.full((len(failed) + (len(part["x"]) if part else 0), width), math.nan)
         if part:
             x = views.inputs(part["x"].flatten(0, 1).to(model.device))
@@ -69,10 +69,8 @@ def survived(batches: Iterable, dataset: views.Testing) -> Iterator:
     """The batches; ChildProcessError, which names the files in hand, where a process that decodes them dies"""
     try:
         yield from batches
-    except RuntimeError as error:
-        if why := loading.worker_error(error, dataset):
-            raise ChildProcessError(f"{why}: move them away, and try again") from None
-        raise
+    except loading.WorkerError as error:
+        raise ChildProcessError(f"{error}: move them away, and try again") from None
 
 
 @torch.no_grad()

@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
-import data
 import losses
-from engine import loop
-from engine.errors import printable
+from engine import arguments, loop
+from engine.errors import fail, printable, user_errors
 from engine.processes import Processes
 from engine.run import load_weights, write_whole
 from engine.sampling import Sampler, generator
@@ -27,40 +25,47 @@ from tools import views
 from tools.classifier import Classifier
 
 
-def frozen(args, run, processes, found, recipe, model, state) -> loop.Fit:
-    """A classifier on features that are computed once (Sections A.3.2, A.4)"""
+def train(task) -> tuple[dict, loop.FailureBudget]:
+    """Train a classifier on features that are computed once -> its scores on the test files, the files that cannot be read.
+
+    task: a `finetune.Task`.
+    """
+    s, processes, model = task.settings, task.processes, task.model
     model.backbone.requires_grad_(False)
-    if state:  # the features are those of the backbone that was saved
-        load_weights(model, state["model"], str(run.out))
-
-    def get(items, recipe, name):
-        files = views.Testing(items, len(found.classes), recipe)
-        with loop.reading(run, files):
-            return features(model, files, args.batch, args.workers, processes, run.out / name, args.timeout)
-
-    # Official: one central view of a clip to train on (the paper is silent).
-    train = get(found.train, recipe._replace(windows=1, crops=1), "features-train.npz")
-    test = get(found.test, recipe, "features-test.npz")
-    tested, bad = OnFeatures(model), data.Bad(args.max_bad)
-    bad.add(len(train.z), train.failed)
-    if bad.too_many:
-        raise ValueError(f"{bad}, more than --max-bad {args.max_bad} of them: " + printable(str(train.failed[:10])))
-    loader = lambda: tested.loader(test, processes)
-    if args.classifier == "svm":
-        if found.multi:
-            raise ValueError("--classifier svm takes one class a file, and the data have several: --classifier low-rank")
-        fit_svm(model, train, args.svm_c, args.seed)
-        if processes.first:
-            run.describe(loop.plain(args), model.describe())
-            run.save(args.steps, {"model": model.state_dict()})
-        return loop.Fit(tested, loader, (), bad, {})
-    # Official: eps 1e-7 (the paper names Adam and its learning rate).
-    optimizer = torch.optim.Adam(model.classifier.parameters(), args.lr, eps=1e-7)
-    first, _ = loop.resume(run, args, processes, model, optimizer, state, model.describe())
-    return loop.Fit(tested, loader, (), bad, dict(
-        batches=batches(train, args.batch, args.seed, first, args.steps, processes.device), first=first,
-        bad=data.Bad(1.0), optimizer=optimizer, gradients=low_rank_step(model, args.sampled, args.l2, args.seed),
-        update=optimizer.step, rate=lambda _step: args.lr))
+    with user_errors():
+        if task.state:  # the features are those of the backbone that was saved
+            load_weights(model, task.state["model"], str(task.run.out))
+        # Official: one central view of a clip to train on (the paper is silent).
+        central = task.views._replace(windows=1, crops=1)
+        known, test = (features(model, views.Testing(rows, len(task.data.classes), recipe), task.run.out / name, processes, s)
+                       for rows, recipe, name in ((task.data.train, central, "features-train.npz"),
+                                                  (task.data.test, task.views, "features-test.npz")))
+        bad = loop.FailureBudget(s.max_bad)
+        bad.add(len(known.z), known.failed)
+        if bad.too_many:
+            raise ValueError(f"{bad}, more than --max-bad {s.max_bad} of them: " + printable(str(known.failed[:10])))
+        if s.classifier == "svm":
+            fit_svm(model, known, s.svm_c, s.seed)
+            if processes.first:
+                task.run.describe(arguments.plain(s), model.describe())
+                if not task.run.save(s.steps, {"model": model.state_dict()}):
+                    fail(3, "the SVM could not be saved, so the run is not finished; the same command fits it again")
+            return task.score(s.steps, logits(model, test), test.y, test.failed), bad
+        # Official: eps 1e-7 (the paper names Adam and its learning rate).
+        optimizer = torch.optim.Adam(model.classifier.parameters(), s.lr, eps=1e-7)
+        training = loop.Training(task.run, processes, s, model, optimizer, task.state, model.describe())
+    with training:
+        for step, batch in training.steps(batches(known, s.batch, s.seed, training.first, s.steps, processes.device)):
+            optimizer.zero_grad(set_to_none=True)
+            row = loop.read(gradients(model, batch, step, s), model)
+            if training.finite(row):
+                optimizer.step()
+            if training.due():
+                scores = task.score(step + 1, logits(model, test), test.y, test.failed)
+                row["held_out"] = {task.metric: scores[task.metric]}
+            training.log(row, task.line(row))
+            training.save()
+        return task.score(s.steps, logits(model, test), test.y, test.failed), bad
 
 
 class Features(NamedTuple):
@@ -73,9 +78,11 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def features(model: Classifier, dataset: views.Testing, batch: int, workers: int, processes: Processes,
-             cached: Path, timeout: float = 0) -> Features:
-    """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views."""
+def features(model: Classifier, dataset: views.Testing, cached: Path, processes: Processes, settings) -> Features:
+    """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views.
+
+    settings: batch, workers, timeout. ValueError where no file can be read.
+    """
     digest = hashlib.sha256(repr((dataset.recipe._replace(cache=0.0), model.precision)).encode())
     for k in dataset.rows:
         with contextlib.suppress(OSError):
@@ -91,7 +98,7 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
                 return Features(z, y, number, [(str(path), str(reason)) for path, reason in saved["failed"]])
     model.eval()
     rows, failed = [], []
-    loader = views.loader(dataset, batch, processes.rank, processes.world, workers, timeout)
+    loader = views.loader(dataset, settings.batch, processes, settings.workers, settings.timeout)
     for found, bad in tqdm(loader, cached.stem, unit="batch", disable=not (processes.first and sys.stderr.isatty())):
         failed += bad
         if found is not None:
@@ -115,7 +122,7 @@ def features(model: Classifier, dataset: views.Testing, batch: int, workers: int
 
 def batches(found: Features, batch: int, seed: int, first: int, steps: int,
             device: torch.device) -> Iterator[tuple[dict, list]]:
-    """One random view of each clip of steps first .. steps - 1, as `loop.train` takes them"""
+    """One random view of each clip of steps first .. steps - 1, as `loop.Training.steps` takes them"""
     slots = Sampler([len(found.z)], [1.0], batch, seed)
     z, y = found.z.to(device), found.y.to(device)
     for step in range(first, steps):
@@ -124,19 +131,27 @@ def batches(found: Features, batch: int, seed: int, first: int, steps: int,
         yield {"z": z[k, v], "y": y[k], "path": [str(i) for i in found.number[k].tolist()]}, []
 
 
-def low_rank_step(model: Classifier, sampled: int, l2: float, seed: int):
-    """-> gradients(batch, step) for `loop.train`: of the classifier alone, with `sampled` of its components (A.3.2)"""
+def gradients(model: Classifier, batch: dict, step: int, settings) -> dict[str, torch.Tensor]:
+    """The loss and the norm of the classifier, scalars; gradients of the sampled components are left in it (A.3.2)."""
     U, V = model.classifier.U, model.classifier.V
+    draws = generator(settings.seed, step, 1)
+    components = torch.from_numpy(draws.choice(len(V), settings.sampled, replace=False)).to(V.device)
+    logits, y = model.classifier(batch["z"].to(V.dtype), components), batch["y"].to(V.dtype)
+    loss = (losses.multi_label if model.multi else losses.cross_entropy)(logits, y).mean()
+    # Official: an L2 penalty on V (the paper is silent).
+    (loss + settings.l2 * V.square().sum()).backward()
+    return {"loss": loss.detach(), "norm": (U @ V).detach().norm()}
 
-    def gradients(batch: dict, step: int) -> dict[str, torch.Tensor]:
-        components = torch.from_numpy(generator(seed, step, 1).choice(len(V), sampled, replace=False)).to(V.device)
-        logits, y = model.classifier(batch["z"].to(V.dtype), components), batch["y"].to(V.dtype)
-        loss = (losses.multi_label if model.multi else losses.cross_entropy)(logits, y).mean()
-        # Official: an L2 penalty on V (the paper is silent).
-        (loss + l2 * V.square().sum()).backward()
-        return {"loss": loss.detach(), "norm": (U @ V).detach().norm()}
 
-    return gradients
+@torch.no_grad()
+def logits(model: Classifier, found: Features) -> torch.Tensor:
+    """What the classifier says of all views of each file together.  (N, C), on the CPU"""
+    was_training = model.training
+    model.eval()
+    z = found.z.to(next(model.classifier.parameters()).device, model.dtype)
+    together = model.over_views(model.classifier(z.flatten(0, 1)).unflatten(0, z.shape[:2]))
+    model.train(was_training)
+    return together.float().cpu()
 
 
 def fit_svm(model: Classifier, found: Features, c: float, seed: int) -> None:
@@ -161,21 +176,3 @@ def fit_svm(model: Classifier, found: Features, c: float, seed: int) -> None:
         linear.weight.zero_()
         linear.bias.fill_(-1e4)  # a class that has no clip to train on
         linear.weight[seen], linear.bias[seen] = torch.from_numpy(W).to(linear.weight), torch.from_numpy(b).to(linear.bias)
-
-
-class OnFeatures(nn.Module):
-    """A classifier that is given z_out instead of files, for `evaluate.classify`."""
-
-    def __init__(self, model: Classifier):
-        super().__init__()
-        self.inner, self.classes, self.multi, self.over_views = model, model.classes, model.multi, model.over_views
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """z_out (B, d) -> logits (B, C)"""
-        return self.inner.classifier(z.to(self.inner.dtype))
-
-    def loader(self, found: Features, processes: Processes) -> list[tuple[dict, list]]:
-        """This process's share of the features, as `views.loader` has its share of the files"""
-        mine = slice(processes.rank, None, processes.world)
-        batch = {"x": found.z[mine], "y": found.y[mine], "number": found.number[mine]}
-        return [(batch if len(batch["x"]) else None, found.failed if processes.first else [])]

@@ -11,7 +11,7 @@ import torch
 import data
 import vatt
 from engine import loading
-from engine.errors import fail, printable, user_errors
+from engine.errors import TooManyBad, fail, printable, user_errors
 from engine.sampling import Sampler
 from sources import index, layouts
 from tools import augment
@@ -51,7 +51,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         clips = data.Clips([source], Sampler([len(rows)], [1.0], args.clips, args.seed), recipe, words, args.seed)
         try:
             batch, failed = loading.collate([clips[0, slot] for slot in range(args.clips)])
-        except data.TooManyBad as e:
+        except TooManyBad as e:
             fail(3, printable(str(e)))
         figure, axes = plt.subplots(2 * args.clips, 2, figsize=(18, 2.4 * args.clips), height_ratios=[4, 1] * args.clips,
                                     width_ratios=[COLUMNS, 4], layout="constrained", squeeze=False)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import data
 from engine import loading
@@ -157,8 +157,8 @@ def inputs(x: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tens
     return augment.augment(clips, flip, colour).view(x.shape)
 
 
-def loader(views: Testing, batch: int, rank: int, world: int, workers: int, timeout: float = 0) -> DataLoader:
+def loader(views: Testing, batch: int, processes, workers: int, timeout: float = 0) -> loading.Batches:
     """Every file once, over all processes: batches of at most `batch` views (one file at least), and what failed"""
     r = views.recipe
     each = (1 if r.kind == "image" else r.windows) * (1 if r.kind == "audio" else r.crops)
-    return loading.eval_batches(views, max(1, batch // each), rank, world, workers, timeout)
+    return loading.eval_batches(views, max(1, batch // each), processes, workers, timeout)

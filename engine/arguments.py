@@ -1,0 +1,120 @@
+"""Flags: the types of their values, checked where they are declared, and those that pretrain.py and finetune.py share."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+# Values of the flags of `run_flags` which no preset sets.
+RUN = dict(seed=0, chunk=None, recompute=False, compile=False, precision=None, keep=2, keep_every=None, max_bad=0.05,
+           timeout=600.0, dry_run=False)
+MAY_DIFFER = {"out", "allow_outside", "workers", "save_every", "eval_every", "keep", "keep_every", "max_bad", "compile",
+              "recompute", "timeout"}
+
+
+def number(kind: type, least: float = -math.inf, most: float = math.inf, above: float = -math.inf,
+           below: float = math.inf) -> Callable:
+    """A type for argparse: a finite int or float in these bounds; `above` and `below` are not among them."""
+    def parse(text: str):
+        value = kind(text)
+        bounds = {f"above {above}": value > above, f"at least {least}": value >= least, f"at most {most}": value <= most,
+                  f"below {below}": value < below, "finite": math.isfinite(value)}
+        if wrong := [bound for bound, kept in bounds.items() if not kept]:
+            raise argparse.ArgumentTypeError(f"must be {wrong[-1]}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value"
+    return parse
+
+
+count, whole, positive, amount = number(int, 1), number(int, 0), number(float, above=0), number(float, 0)
+fraction, share = number(float, 0, 1), number(float, 0, below=1)
+
+
+class Pair(argparse.Action):
+    """MIN and MAX of a flag with two numbers, 0 < MIN <= MAX."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if not 0 < values[0] <= values[1]:
+            parser.error(f"{option_string} must be 0 < MIN <= MAX <= 1, not {values[0]} {values[1]}")
+        setattr(namespace, self.dest, tuple(values))
+
+
+CLIP = {
+    "--preset": dict(help="sizes of the model (Table 7) and recipe of the training: the defaults of other flags"),
+    "--init": dict(metavar="RUN", help="start from the weights of this run; positions are resized"),
+    "--frames": dict(type=count, help="frames of a clip; its audio is as long (A.2.1)"),
+    "--fps": dict(type=number(float, most=240, above=0), help="frames per second (A.2.1)"),
+    "--size": dict(type=count, help="height and width of a frame, pixels (A.2.1)"),
+    "--patch": dict(type=count, nargs=3, metavar=("T", "H", "W"), help="frames, rows and columns of a video patch (3.1)"),
+    "--audio-input": dict(choices=("waveform", "spectrogram"), help="what audio tokens are made from (Table 10)"),
+    "--rate": dict(type=number(int, 1000), help="samples of audio per second, Hz"),
+    "--dropout": dict(type=share, help="dropout in the Transformers, a share"),
+    "--steps": dict(type=count, help="batches in all"),
+    "--warmup": dict(type=whole, metavar="STEPS", help="steps in which the learning rate rises from 0"),
+    "--area": dict(type=fraction, nargs=2, action=Pair, metavar=("MIN", "MAX"), help="area of a crop, as a fraction of the "
+                   "frame's (A.2.1)"),
+    "--colour": dict(type=amount, nargs=4, metavar=("B", "S", "C", "H"), help="largest change of brightness, saturation, "
+                     "contrast and hue (A.2.1)"),
+}
+
+
+def add_shared(group, *names: str, **more) -> None:
+    """Add flags that both scripts have, to a group of an argument parser."""
+    for name in names:
+        group.add_argument(name, **CLIP[name], **more)
+
+
+def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
+    """Add the flags that say how a run goes, not what it learns."""
+    g = p.add_argument_group("run")
+    g.add_argument("--out", type=Path, help=f"folder of the run; the same command goes on in it (default: {out})")
+    g.add_argument("--seed", type=number(int, 0, 2**63 - 1), help="seed of everything random")
+    g.add_argument("--workers", type=whole, help="processes that decode, beside each process that trains")
+    g.add_argument("--cache", type=amount, metavar="GB", help="GB of decoded videos that each process keeps; for small data")
+    g.add_argument("--chunk", type=count, metavar="CLIPS", help="clips that pass the backbones at a time: a batch may then "
+                   "be larger than memory, with the same gradients")
+    g.add_argument("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, "
+                   "more time")
+    g.add_argument("--compile", action="store_true", help="torch.compile the Transformers: a slow start, then faster")
+    g.add_argument("--precision", choices=("bf16", "tf32", "fp32", "fp64"), help="number format of the matmuls in the "
+                   "Transformers; tf32: of all matmuls (default: bf16 on a GPU that has it, else fp32)")
+    g.add_argument("--save-every", type=count, metavar="STEPS", help="steps from one checkpoint to the next")
+    g.add_argument("--keep", type=count, metavar="N", help="newest checkpoints that are kept")
+    g.add_argument("--keep-every", type=count, metavar="STEPS", help="keep the checkpoints of these multiples for good, too")
+    g.add_argument("--eval-every", type=count, metavar="STEPS", help=f"steps from one {scored} on held-out clips to the next")
+    g.add_argument("--max-bad", type=fraction, metavar="SHARE", help="stop when more than this share of the last thousand "
+                   "files was unreadable; 1: never")
+    g.add_argument("--timeout", type=positive, metavar="SECONDS", help="seconds that a worker may take for a file, or another "
+                   "process for its part; then the run ends and names it")
+    g.add_argument("--dry-run", action="store_true", help="build everything, decode some clips, print what the run "
+                   "would take, and leave")
+
+
+def show_defaults(p: argparse.ArgumentParser, values: dict) -> None:
+    """End each help text with the value that the flag has where it is not given."""
+    for action in p._actions:
+        value = values.get(action.dest)
+        if value is not None and not isinstance(value, bool) and "(default" not in (action.help or ""):
+            text = " ".join(f"{v:.4g}" for v in value) if isinstance(value, tuple) else f"{value}"
+            action.help = f"{action.help} (default: {text})"
+
+
+def peek(argv: list[str] | None, flag: str, default, **declared):
+    """The value of one flag, before the others can be read; declared: as for add_argument"""
+    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    p.add_argument(flag, default=default, dest="value", **declared)
+    return p.parse_known_args(argv)[0].value
+
+
+def native_precision(device: torch.device) -> str:
+    """The number format of a run that names none: bf16 on a GPU that has it, else fp32"""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
+
+
+def plain(settings: argparse.Namespace) -> dict:
+    """The settings as JSON holds them"""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
