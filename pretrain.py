@@ -63,6 +63,7 @@ def flags(values: dict | None = None) -> argparse.ArgumentParser:
     g.add_argument("--weights", nargs="+", type=arguments.positive, metavar="W", help="share of each source in a batch "
                    "(default: equal)")
     g.add_argument("--val", metavar="PATH", help="held-out videos (default: 2%% of the files of --data, 1 to 200)")
+    g.add_argument("--language", default="", metavar="NAME", help="of captions, where a video has several (en, pt-BR ..)")
     g.add_argument("--control", choices=("captions", "audio"), help="take these from another file: nothing can be learned")
     g = p.add_argument_group("model")
     arguments.add_shared(g, "--preset", choices=vatt.PRESETS, default="demo")
@@ -129,7 +130,7 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
             if number == len(trained) and any(root.resolve() in (other, *other.parents) for other in roots):
                 print(f"warning: --val {held} holds films that are trained on: its scores are no held-out scores",
                       file=sys.stderr, flush=True)
-            layouts.list_films(kind, root, folder, run.out / f"problems-{number}.txt")
+            layouts.list_files(kind, root, folder, run.out / f"problems-{number}.txt", args.language)
         folders.append(folder)
     processes.wait()
     indexes = [index.Index(folder) for folder in folders]

@@ -328,7 +328,7 @@ def copies(path: Path, n: int) -> Path:
 def reader(kind: str, folder: Path, r: data.Recipe, batch: int) -> Dataset:
     """The clips of training from a folder of videos or of shards"""
     where = folder.parent / f"list of {folder.name}"
-    layouts.list_films(kind, folder, where, where.with_suffix(".problems"))
+    layouts.list_files(kind, folder, where, where.with_suffix(".problems"))
     rows = data.Source(Index(where), np.zeros(0, int))
     return data.Clips([rows], Sampler([len(rows)], [1.0], batch, 0), r, tokenize.Vocabulary([]))
 

@@ -4,6 +4,7 @@ Exit codes of plain `python`: 0 done, 2 the user can mend it, 3 the data or the 
 and 130 after Ctrl-C, both with a checkpoint.
 """
 
+import collections
 import contextlib
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ class Problems:
     """Takes lines as a list does, and keeps them in a file, which is there only if there are any."""
 
     def __init__(self, path: Path):
-        self.path, self.first, self.count = path, [], 0
+        self.path, self.first, self.last, self.count = path, [], collections.deque(maxlen=8), 0
         path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
@@ -36,15 +37,17 @@ class Problems:
 
     def append(self, line: str) -> None:
         """Adds a line"""
-        self.first, self.count = [*self.first, line][:10], self.count + 1
+        self.count += 1
+        (self.first if self.count <= 5 else self.last).append(line)
         with self.path.open("a", encoding="utf-8", errors="replace") as file:
             file.write(line + "\n")
 
     def warn(self) -> None:
-        """Says the first ten, and where all of them are"""
-        more = f"; all {self.count} are in {self.path}" if self.count > len(self.first) else ""
-        if self.first:
-            print("\n".join(f"warning: {line}" for line in self.first) + more, file=sys.stderr, flush=True)
+        """Says the first ones and the last ones, which are sums, and where all of them are"""
+        lines = [*self.first, *self.last]
+        more = f"; all {self.count} are in {self.path}" if self.count > len(lines) else ""
+        if lines:
+            print("\n".join(f"warning: {line}" for line in lines) + more, file=sys.stderr, flush=True)
 
 
 class TooManyBad(RuntimeError):

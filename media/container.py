@@ -43,7 +43,8 @@ class Unreadable(Exception):
 class Container:
     """An open media file; for use in a `with`. Raises Unreadable.
 
-    `has_video`, `has_audio`: a cover picture is no video, and a stream without a decoder is absent.
+    `has_video`, `has_audio`: a cover picture is no video, and a stream without a decoder is absent. `has_captions`: streams of
+    them inside, which are not read.
     With `offset` and `size`, in bytes, it is one inside another file, such as a member of a tar; errors call it `name`.
     """
 
@@ -98,6 +99,7 @@ class Container:
             context.thread_count, context.thread_type = 1, "SLICE"
             context.options = {"max_pixels": str(MAX_PIXELS)}
             self._streams.setdefault(stream.type, stream)
+        self.has_captions = len(self._container.streams.subtitles) > 0
         reason = None if self._streams else "no video and no sound"
         if "video" in self._streams:
             width, height = self._streams["video"].width, self._streams["video"].height

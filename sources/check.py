@@ -42,7 +42,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         try:
             kind, root = layouts.parse_source(args.path)
-            layouts.list_films(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
+            layouts.list_files(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
             index = Index(Path(scratch) / "index")
             reasons = write_broken(args.out, broken(index, args.whole, args.workers, args.timeout))
         except KeyboardInterrupt:

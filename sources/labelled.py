@@ -54,7 +54,7 @@ class Files:
     """
 
     def __init__(self, root: Path, problems: list[str], out: Path | None = None):
-        self.root, self.problems, self.out = root, problems, out
+        self.root, self.problems, self.out, self.sums = root, problems, out, layouts.Sums()
 
     @cached_property
     def media(self) -> list[str]:
@@ -119,6 +119,7 @@ class Files:
             shutil.rmtree(self.out / side, ignore_errors=True)
             sides.append(index.write(self.out / side, self.root, there(rows), least=0))
             counts.append(len(sides[-1]) + len(missing) - before)
+        self.sums.tell(self.problems, self.root)
         most = max(seen, key=seen.get, default="")
         if not kind and seen[most] < seen.total():
             kinds = ", ".join(f"{n} of {k}" for k, n in seen.items())

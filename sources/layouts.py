@@ -1,6 +1,6 @@
-"""The data sets as they lie on disk (Section A.1.1): one function each, from a folder to rows (path, start, end, cues).
+"""The data sets of pre-training as they lie on disk (Sections 4.1, A.1.1): one function each, from a folder to rows.
 
-    folder       any folder of videos, with subtitles beside them or none
+    folder       any folder of videos, with captions beside them or none
     howto100m    videos, and their captions in one caption.json or in a csv each (Section 4.1)
     audioset     videos, and *_segments.csv: ten seconds of each, no text (Section 4.1)
     shards       what `python data.py pack` wrote of any of them: these have their index already
@@ -9,17 +9,24 @@ Each takes the root and a list `problems`, to which it adds a line for what it p
 """
 
 import codecs
+import functools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from engine import errors
+from engine.workers import Failed, map_isolated
 from media import captions
+from media.decode import Media, Unreadable
 from sources import index
+from sources.beside import beside
 from sources.index import Row
 
 VIDEOS = frozenset((
@@ -27,8 +34,15 @@ VIDEOS = frozenset((
     ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
     ".ts", ".vob", ".webm", ".wmv",
 ))
-LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]+)*")            # en, en-US, zh-Hans
-CAPTIONS = ("caption.json", "raw_caption.json")                         # the first that is there
+SEVERAL = "videos have several caption files (--language NAME chooses another)"
+UNUSED = ("caption files are of no video of their folder, or in a language that is not wanted, and are not used (name them "
+          "clip.srt or clip.en.srt beside clip.mp4)")
+UNREAD = ("texts beside videos are of a kind that is not read: pictures of letters, or without times (ffmpeg -i FILE FILE.srt "
+          "converts some kinds)")
+INSIDE = ("videos that have no captions beside them hold some inside, which are not read (ffmpeg -i VIDEO -map 0:s:0 "
+          "VIDEO.srt takes them out)")
+CAPTIONS = ("caption.json", "raw_caption.json", "raw_caption_superclean.json")      # the first that is there
+LOOK_INSIDE = 32                                                        # videos without captions that are opened
 SEGMENTS = re.compile(r".*_segments\.csv", re.IGNORECASE)
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 NUMBER = r"[0-9]+(?:\.[0-9]+)?"
@@ -42,24 +56,29 @@ COLON = re.compile(r"\s*:\s*")
 # ---------------------------------------------------------------------------------------------------------------------
 # --data
 
-def parse_source(text: str) -> tuple[str, Path]:
-    """"[howto100m=|audioset=|folder=]PATH" -> (kind, path), the kind looked up on disk where it is not given.
-
-    ValueError for an unknown kind, no path or a file; FileNotFoundError for a path that is not there.
-    """
-    name, equals, rest = text.partition("=")
+def parse(text: str, kinds: Iterable[str]) -> tuple[str, str]:
+    """"[KIND=]PATH" -> (kind or "", path), also of data sets with labels. ValueError for no path, or none of the `kinds`."""
+    name, equals, path = text.partition("=")
     if not equals or "/" in name or os.path.lexists(text):
-        name, rest = "", text                                           # a path may hold "=" too
-    elif name not in KINDS:
-        raise ValueError(f"--data {text}: {name!r} is no kind of data: write {'=, '.join(KINDS)}= or the path alone")
-    path = Path(rest).expanduser()                                      # the shell leaves the ~ of "folder=~/x" alone
-    if not rest:
-        raise ValueError(f"--data {text!r} names no folder: write --data {name + equals}FOLDER")
+        name, path = "", text                                           # a path may hold "=" too
+    elif name not in kinds:
+        raise ValueError(f"{text}: {name!r} is no kind of data: write {'=, '.join(kinds)}= or the path alone")
+    if not path:
+        raise ValueError(f"{text!r} names no folder: write {name + equals}FOLDER")
+    return name, os.path.expanduser(path)                               # the shell leaves the ~ of "folder=~/x" alone
+
+
+def parse_source(text: str) -> tuple[str, Path]:
+    """"[howto100m=|audioset=|folder=|shards=]PATH" -> (kind, path), the kind looked up on disk where it is not given.
+
+    ValueError for what cannot be parsed or is a file; FileNotFoundError for a path that is not there.
+    """
+    name, path = parse(text, KINDS)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"--data {text}: there is no {path}: name a folder that holds videos")
-    if not path.is_dir():
-        raise ValueError(f"--data {text}: {path} is a file: name the folder that holds it")
-    return name or kind(path), path
+        raise FileNotFoundError(f"{text}: there is no {path}: name a folder that holds videos")
+    if not os.path.isdir(path):
+        raise ValueError(f"{text}: {path} is a file: name the folder that holds it")
+    return name or kind(Path(path)), Path(path)
 
 
 def kind(path: Path) -> str:
@@ -67,7 +86,7 @@ def kind(path: Path) -> str:
     try:
         names = os.listdir(path)
     except OSError as error:
-        raise ValueError(f"--data {path} cannot be listed ({error.strerror}): name a folder you may read") from None
+        raise ValueError(f"{path} cannot be listed ({error.strerror}): name a folder you may read") from None
     if "index" in names and any(re.fullmatch(r"shard-[0-9]+\.tar", name) for name in names):
         return "shards"
     if any(name in CAPTIONS for name in names):
@@ -75,28 +94,51 @@ def kind(path: Path) -> str:
     return "audioset" if any(map(SEGMENTS.fullmatch, names)) else "folder"
 
 
-def list_films(kind: str, root: Path, folder: Path, problems: Path) -> None:
-    """Makes the index `folder` of a source, and of what is wrong with it the file `problems`, also said on stderr."""
+def list_files(kind: str, root: Path, folder: Path, problems: Path, language: str = "") -> None:
+    """Makes the index `folder` of a source, and of what is wrong with it the file `problems`, told on stderr.
+
+    `language`: of the captions to take where a video has several.
+    """
     if kind == "shards":
         index.point(folder, root / "index")
         return
     found = errors.Problems(problems)
-    index.write(folder, root, KINDS[kind](root, found))
+    index.write(folder, root, KINDS[kind](root, found, language))
     found.warn()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A folder of videos
 
-def folder(root: Path, problems: list[str]) -> Iterator[Row]:
-    """Every video below root, whole, with the cues of the subtitles beside it, if any (`beside` says which)."""
+def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]:
+    """Every video below root, whole, with the captions beside it, if any (`beside` says which)."""
+    sums, silent = Sums(), []
     for inside, names in walk(root, problems):
-        texts = beside(names)
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in VIDEOS:
-                cues = captions.read(Path(root, inside, texts[stem]), problems) if stem in texts else []
-                yield Row(inside + name, 0.0, math.inf, cues)
+        videos = [name for name in names if os.path.splitext(name)[1].lower() in VIDEOS]
+        found = beside(names, videos, language)
+        for name in videos:
+            texts = found.captions.get(os.path.splitext(name)[0], ())
+            if len(texts) > 1:
+                sums.add(SEVERAL, f"{inside}{texts[0]} is taken of {', '.join(texts)}")
+            said = next(filter(None, (captions.read(Path(root, inside, text), problems) for text in texts)), [])
+            if not said and len(silent) < LOOK_INSIDE:
+                silent.append(inside + name)
+            yield Row(inside + name, 0.0, math.inf, said)
+        for what, others in ((UNUSED, found.unused), (UNREAD, found.unread)):
+            for name in others:
+                sums.add(what, inside + name)
+    for path in filter(lambda path: holds_captions(Path(root, path)), silent):
+        sums.add(f"of the first {len(silent)} {INSIDE}", path)
+    sums.tell(problems, root)
+
+
+def holds_captions(path: Path) -> bool:
+    """Whether there are streams of captions in a video."""
+    try:
+        with Media(path) as media:
+            return media.has_captions
+    except Unreadable:
+        return False
 
 
 def walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -104,7 +146,8 @@ def walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
 
     What begins with a dot is passed over; a folder that cannot be read is a problem.
     """
-    seen, pending = set(), [""]
+    seen, pending, sums = set(), [""], Sums()
+    home = os.path.realpath(root) + os.sep
     while pending:
         inside = pending.pop()
         try:
@@ -118,74 +161,57 @@ def walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
             continue
         seen.add((status.st_dev, status.st_ino))
         entries = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in entries:
+            end = os.path.realpath(entry.path) if entry.is_symlink() else ""
+            if os.path.exists(end) and not f"{end}{os.sep}".startswith(home):
+                sums.add("links lead out of it and are followed", f"{inside}{entry.name} -> {end}")
         # without following links the kind is known from the listing: no look at each of a million files
         yield inside, [e.name for e in entries if e.is_file(follow_symlinks=False) or os.path.isfile(e.path)]
         folders = [e.name for e in entries if e.is_dir(follow_symlinks=False) or os.path.isdir(e.path)]
         pending.extend(f"{inside}{name}/" for name in reversed(folders))
-
-
-def beside(names: list[str]) -> dict[str, str]:
-    """Of the files of one folder, the subtitles of each video: base name -> name of the text file.
-
-    film.srt comes before .vtt, .csv and .json; where there is none of them, film.en.srt or .vtt, then other languages.
-    """
-    best = {}
-    for name in names:
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in captions.PARSERS:
-            continue
-        order = list(captions.PARSERS).index(suffix.lower())
-        offers = [(stem, (0, order, name))]
-        film, _, language = stem.rpartition(".")
-        if suffix.lower() in (".srt", ".vtt") and film and LANGUAGE.fullmatch(language):
-            offers.append((film, (1 if language == "en" else 2 if language.startswith("en") else 3, order, name)))
-        for base, rank in offers:
-            best[base] = min(rank, best.get(base, rank))
-    return {base: name for base, (_, _, name) in best.items()}
+    sums.tell(problems, root)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # HowTo100M
 
-def howto100m(root: Path, problems: list[str]) -> Iterator[Row]:
-    """Videos anywhere below root, whole; captions by id from root/caption.json, else raw_caption.json, else <id>.csv.
+def howto100m(root: Path, problems: list[str], _language: str = "") -> Iterator[Row]:
+    """Videos anywhere below root, whole; captions by id from one of `CAPTIONS` in root, else from <id>.csv.
 
     Videos without captions come last. ValueError for a json that breaks off.
     """
-    videos, to_dot, tables, doubles, first_double = {}, {}, {}, 0, ""   # id -> path below root
+    videos, to_dot, tables, sums = {}, {}, {}, Sums()                   # id -> path below root
     for inside, names in walk(root, problems):
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in VIDEOS:
                 if videos.setdefault(stem, inside + name) != inside + name:
-                    doubles, first_double = doubles + 1, first_double or inside + name
+                    sums.add("videos have the id of another and are passed over", inside + name)
                 elif "." in stem:
                     to_dot.setdefault(name.partition(".")[0], inside + name)
             elif suffix.lower() == ".csv" and not stem.lower().startswith("howto100m"):     # its lists of videos
                 tables.setdefault(stem, inside + name)
 
     file = next((Path(root, name) for name in CAPTIONS if Path(root, name).is_file()), None)
-    seen, lost, first_lost = set(), 0, ""
+    seen = set()
     for key, found in members(file) if file else tables.items():
         # Official: an id ends at the first dot of the name (MIL-NCE, video_loader.py); ours are the whole names, too
         path = videos.get(key) or to_dot.get(key)
         if path is None:
-            lost, first_lost = lost + 1, first_lost or key
+            sums.add("videos with captions have no file", key)
         elif path not in seen:
             seen.add(path)
             if file:
                 with captions.complaints(f"{file}:{key}", problems) as complain:
-                    cues = captions.sift(captions.entries(found), complain)
+                    said = captions.sift(captions.entries(found), complain)
             else:
-                cues = captions.read(Path(root, found), problems)
-            yield Row(path, 0.0, math.inf, cues)
-    silent = [path for path in videos.values() if path not in seen]
-    for path in silent:
-        yield Row(path, 0.0, math.inf, [])
-
-    summarize(problems, lost, f"{root}: captions of {lost} videos have no file", first_lost)
-    summarize(problems, len(silent), f"{root}: {len(silent)} videos have no captions", *silent[:1])
-    summarize(problems, doubles, f"{root}: {doubles} videos have the id of another and are passed over", first_double)
+                said = captions.read(Path(root, found), problems)
+            yield Row(path, 0.0, math.inf, said)
+    for path in videos.values():
+        if path not in seen:
+            sums.add("videos have no captions", path)
+            yield Row(path, 0.0, math.inf, [])
+    sums.tell(problems, root)
 
 
 def members(file: Path, size: int = 1 << 20) -> Iterator[tuple[str, Any]]:
@@ -221,38 +247,80 @@ def members(file: Path, size: int = 1 << 20) -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------------------------------------------------------------
 # AudioSet
 
-def audioset(root: Path, problems: list[str]) -> Iterator[Row]:
+def audioset(root: Path, problems: list[str], _language: str = "") -> Iterator[Row]:
     """Videos anywhere below root that a *_segments.csv below root lists, the eval list only where there is no other.
 
     Names are [Y]<id>[_<start>[_<end>]], in seconds or milliseconds: with a start the file is the segment and is taken
     whole, without one the row is the segment's part of it. ValueError where there is no list.
     """
-    clips, lists, unnamed, first_unnamed = {}, [], 0, ""                # id or id_start -> path below root
+    lists, named, sums = [], [], Sums()
     for inside, names in walk(root, problems):
         for name in names:
             stem, suffix = os.path.splitext(name)
             if SEGMENTS.fullmatch(name):
                 lists.append(inside + name)
-            elif suffix.lower() in VIDEOS and (cut := CUT.fullmatch(stem)):
-                youtube, start = cut.groups()
-                clips.setdefault(youtube if start is None else f"{youtube}_{float(start):g}", inside + name)
+            elif suffix.lower() in VIDEOS and CUT.fullmatch(stem):
+                named.append(inside + name)
             elif suffix.lower() in VIDEOS:
-                unnamed, first_unnamed = unnamed + 1, first_unnamed or inside + name
+                sums.add("videos are not named [Y]<id>[_<start>[_<end>]]", inside + name)
     if not lists:
         raise ValueError(f"{root} holds no *_segments.csv: put AudioSet's lists there, or write --data folder={root}")
 
-    total, missing, first_missing = 0, 0, ""
+    cuts = Cuts(root, named, sums)
     training = [name for name in lists if not os.path.basename(name).lower().startswith("eval")]
     for name in training or lists:
         for youtube, start, end, _ in segments(Path(root, name), problems):
-            total += 1
-            cut = clips.get(f"{youtube}_{start:g}") or clips.get(f"{youtube}_{1000 * start:g}")
-            if cut or youtube in clips:
-                yield Row(cut, 0.0, math.inf, []) if cut else Row(clips[youtube], start, end, [])
+            path, start, end = cuts.find(youtube, start, end)
+            if path:
+                yield Row(path, start, end, [])
             else:
-                missing, first_missing = missing + 1, first_missing or youtube
-    summarize(problems, missing, f"{root}: {missing} of {total} segments have no file", first_missing)
-    summarize(problems, unnamed, f"{root}: {unnamed} videos are not named [Y]<id>[_<start>[_<end>]]", first_unnamed)
+                sums.add("segments have no file", youtube)
+    sums.tell(problems, root)
+
+
+class Cuts:
+    """Segments of YouTube's videos by the names of files, [Y]<id>[_<start>[_<end>]], in seconds or milliseconds.
+
+    A file with a start in its name is the segment. One that is named by the id alone is the segment, too, where it is hardly
+    longer, as common downloaders cut it; else it is the whole video. Of a damaged file and its replacement, the latter counts.
+    """
+
+    def __init__(self, root: Path, paths: Iterable[str], sums: "Sums"):
+        self.root, self.paths, self.sums = root, {}, sums
+        for path in paths:
+            if cut := CUT.fullmatch(os.path.splitext(os.path.basename(path))[0]):
+                youtube, start = cut.groups()
+                key = youtube if start is None else f"{youtube}_{float(start):.3f}"
+                if key not in self.paths or "replacement" in path:
+                    self.paths[key] = path
+
+    @functools.cached_property
+    def durations(self) -> dict[str, float]:
+        """Seconds of the files that are named by an id alone; NaN where they cannot be read."""
+        tasks = [(str(self.root / path), path) for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
+        bar = tqdm(map_isolated(duration, tasks, min(os.cpu_count() or 1, 16), 60), "lengths", len(tasks), unit="file",
+                   disable=None if sys.stderr.isatty() else True)
+        return {path: math.nan if isinstance(found, Failed) else found for (_, path), found in bar}
+
+    def find(self, youtube: str, start: float, end: float) -> tuple[str | None, float, float]:
+        """Path of a segment's file, None where there is none, and from when to when in it the segment lies."""
+        cut = self.paths.get(f"{youtube}_{start:.3f}") or self.paths.get(f"{youtube}_{1000 * start:.3f}")
+        if cut:
+            return cut, 0.0, math.inf
+        whole = self.paths.get(youtube)
+        if whole and start > 0 and self.durations[whole] <= 1.1 * (end - start) + 1:
+            self.sums.add("files named by an id alone are hardly longer than their segments, and are taken for them", whole)
+            return whole, 0.0, math.inf
+        return whole, start, end
+
+
+def duration(task: tuple[str, str]) -> float:
+    """Seconds of the first file of a task; NaN where it cannot be read."""
+    try:
+        with Media(task[0]) as media:
+            return media.duration
+    except Unreadable:
+        return math.nan
 
 
 def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, float, list[str]]]:
@@ -278,12 +346,22 @@ def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, floa
                 yield fields[0], start, end, labels
 
 
-def summarize(problems: list[str], count: int, what: str, first: str = "") -> None:
-    """One line for all of a kind, if there are any; past the most that `errors.tell` adds, too."""
-    if count:
-        problems.append(errors.printable(f"{what}, first: {first}"))
+class Sums:
+    """Counts what is passed over or taken otherwise than it is written, to be told in one line a kind, with an example."""
+
+    def __init__(self):
+        self.counts: dict[str, list] = {}
+
+    def add(self, what: str, name: str) -> None:
+        """Counts `name` among those of which `what` is true."""
+        self.counts.setdefault(what, [0, name])[0] += 1
+
+    def tell(self, problems: list[str], root: Path) -> None:
+        """Adds the lines, past the most that `errors.tell` adds, too."""
+        for what, (count, first) in self.counts.items():
+            problems.append(errors.printable(f"{root}: {count} {what}, first: {first}"))
 
 
-KINDS: dict[str, Callable[[Path, list[str]], Iterator[Row]] | None] = {
+KINDS: dict[str, Callable[[Path, list[str], str], Iterator[Row]] | None] = {
     "howto100m": howto100m, "audioset": audioset, "folder": folder, "shards": None,     # which bring their index
 }

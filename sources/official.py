@@ -60,17 +60,13 @@ def parts(text: str) -> int:
 
 def parse(text: str) -> tuple[str, Path, str]:
     """"[KIND=]PATH" -> (kind, path, column of a csv or ""); ValueError for an unknown kind or a path that is not there"""
-    name, equals, rest = text.partition("=")
-    if not equals or "/" in name or os.path.lexists(text):
-        name, rest = "", text                           # a path may hold "=" too
-    elif name not in KINDS and name != "csv":
-        raise ValueError(f"{text}: {name!r} is no kind of data: write {'=, '.join((*KINDS, 'csv'))}= or the path alone")
-    path, column = Path(rest).expanduser(), ""
+    name, rest = layouts.parse(text, (*KINDS, "csv"))
+    path, column = Path(rest), ""
     if not path.exists() and ":" in rest:
         rest, _, column = rest.rpartition(":")
-        path = Path(rest).expanduser()
-    if not rest or not path.exists():
-        raise ValueError(f"{text}: there is no {path if rest else 'path'}: name a folder of media, or a csv")
+        path = Path(rest)
+    if not path.exists():
+        raise ValueError(f"{text}: there is no {path}: name a folder of media, or a csv")
     if path.is_dir() and name in ("", "csv"):
         own = next((path / own for own in OWN if (path / own).is_file()), None)
         if name == "csv" and not own:
@@ -192,27 +188,15 @@ def mit(files: Files, part: int) -> Labelled:
 
 
 def clips(files: Files) -> Callable:
-    """find(id, start, end, where it is listed) -> (what is listed, path or None, start and end in that file).
-
-    Names are [Y]<id>[_<start>[_<end>]], in seconds or milliseconds: with a start the file is that part, without one it is the
-    whole film. Of a damaged film and its replacement, the latter.
-    """
-    paths: dict[str, str] = {}
-    for path in files.media:
-        if cut := layouts.CUT.fullmatch(stem(path)):
-            youtube, start = cut.groups()
-            key = youtube if start is None else f"{youtube}_{float(start):.3f}"
-            if key not in paths or "replacement" in path:
-                paths[key] = path
+    """find(id, start, end, where it is listed) -> (what is listed, path or None, start and end in that file)."""
+    cuts = layouts.Cuts(files.root, files.media, files.sums)
 
     def find(youtube: str, start: float, end: float, at: str):
         if not layouts.YOUTUBE_ID.fullmatch(youtube):
             raise ValueError(f"{at}: {youtube!r} is no id of YouTube's: get the list again")
         if not 0 <= start < end <= captions.MAX_SECONDS:
             raise ValueError(f"{at}: {youtube} has no valid time: {start:g} to {end:g} s: get the list again")
-        cut = paths.get(f"{youtube}_{start:.3f}") or paths.get(f"{youtube}_{1000 * start:.3f}")
-        part = (0.0, math.inf) if cut else (start, end)
-        return f"{youtube} {start:g}-{end:g} s", cut or paths.get(youtube), *part
+        return f"{youtube} {start:g}-{end:g} s", *cuts.find(youtube, start, end)
 
     return find
 

@@ -63,6 +63,7 @@ def flags(commands) -> None:
                    "clip of its own (default: a film, or the part of it that a list names, is one clip)")
     p.add_argument("--gop", type=int, default=form.gop, help="frames between key frames (default: %(default)s)")
     p.add_argument("--crf", type=int, default=form.crf, help="x264's quality, lower is better (default: %(default)s)")
+    p.add_argument("--language", default="", metavar="NAME", help="of captions, where a video has several (en, pt-BR ..)")
     p.add_argument("--copy", action="store_true", help="put the files into the shards as they are")
     p.add_argument("--shard-size", type=float, default=1.0, metavar="GB", help="of a shard (default: %(default)s)")
     p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
@@ -80,7 +81,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     form = Form(*(getattr(args, name) for name in Form._fields))
     with user_errors():
         try:
-            held = begin(args.source, args.out, {**form._asdict(), "shard_size": args.shard_size})
+            held = begin(args.source, args.out, {**form._asdict(), "shard_size": args.shard_size, "language": args.language})
             if not (args.out / "index").is_dir():
                 source = Index(args.out / "partial" / "source")
                 pack_all(source, args.out, form, args.shard_size * 1e9, args.workers, args.timeout)
@@ -112,11 +113,11 @@ def begin(source: str, out: Path, settings: dict) -> Run:
     run.hold()
     if begun:
         before = json.loads((out / "pack.json").read_text(encoding="utf-8"))["settings"]
-        if differ := [f"{k} was {before.get(k)} and is {settings[k]}" for k in settings if before.get(k) != settings[k]]:
+        if differ := [f"{k} was {before.get(k)} and is {settings[k]}" for k in settings if before.get(k, "") != settings[k]]:
             raise ValueError(f"{out} was packed otherwise ({'; '.join(differ)}): repeat its flags, or name another folder")
     else:
         shutil.rmtree(partial, ignore_errors=True)  # of a start that did not come this far
-        layouts.list_films(kind, root, partial / "source", out / "problems.txt")
+        layouts.list_files(kind, root, partial / "source", out / "problems.txt", settings["language"])
         write_text(out / "pack.json", json.dumps({"settings": settings}, indent=2) + "\n")
     return run
 

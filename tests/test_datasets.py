@@ -6,7 +6,9 @@ import math
 import os
 from types import SimpleNamespace
 
+import av
 import pytest
+from films import film
 
 from media.captions import Caption
 from sources import layouts
@@ -49,12 +51,90 @@ def test_any_folder_of_videos_is_a_data_set_in_a_sorted_order(tmp_path):
     (["f.zh-Hans.vtt"], "f.zh-Hans.vtt"), (["f.SRT"], "f.SRT"), (["g.srt", "f.part2.srt", "f.txt"], None),
 ])
 def test_the_subtitles_of_a_film_stand_beside_it(tmp_path, texts, said):
-    plant(tmp_path, "f.mp4", "sub/f.srt")
+    plant(tmp_path, "f.mp4")
     for name in texts:
         (tmp_path / name).write_text(("" if "srt" in name.lower() else "WEBVTT\n\n") + SRT.format(name))
     rows, problems = rows_of(folder, tmp_path)
     assert rows == [Row("f.mp4", *ALL, [Caption(1, 2, said)] if said else [])]
-    assert problems == []
+    assert [line for line in problems if "several" not in line and "not used" not in line and "not read" not in line] == []
+
+
+@pytest.mark.parametrize(("video", "text"), [
+    *(("clay.mp4", f"clay{marks}.srt") for marks in (
+        ".mp4", ".en.sdh", ".sdh.en", ".english", ".en.0f8fad5b-d9cb-469f-a165-70867728950e", "_en", ".en-orig", ".pt-BR",
+        ".mp4.en", ".es-419.cc", ".forced", " [en]", "_track3_[eng]", ".2_English", "-fr")),
+    ("Clay.mp4", "clay.srt"), ("clay.MP4", "CLAY.EN.SRT"), ("my clay.v2.mp4", "my clay.v2.de.srt"),
+    ("caf\u00e9.mp4", "cafe\u0301.srt"), ("cafe\u0301.mp4", "caf\u00e9.en.srt"), ("clay.f137.mp4", "clay.en.srt"),
+    ("clay [dQw4w9WgXcQ].mp4", "clay.en.srt"), ("clay [dQw4w9WgXcQ].mp4", "clay [dQw4w9WgXcQ].en.srt"),
+])
+def test_captions_are_found_by_what_programs_call_them(tmp_path, video, text):
+    plant(tmp_path, video, **{text: SRT.format("said")})
+    assert rows_of(folder, tmp_path) == ([Row(video, *ALL, [Caption(1, 2, "said")])], [])
+
+
+@pytest.mark.parametrize(("texts", "language", "said"), [
+    (["f.en.forced.srt", "f.de.srt"], "", "f.de.srt"), (["f.en-orig.srt", "f.en.vtt"], "", "f.en.vtt"),
+    (["f.auto.srt", "f.cc.srt"], "", "f.cc.srt"), (["f.sdh.srt", "f.srt"], "", "f.srt"),
+    (["f.fr.srt", "f.srt"], "French", "f.fr.srt"),
+    (["f.en.srt", "f.pt-BR.srt"], "pt", "f.pt-BR.srt"), (["f.en.srt", "f.srt"], "de", "f.srt"), (["f.en.srt"], "de", None),
+])
+def test_of_several_captions_the_choice_is_told_and_can_be_set(tmp_path, texts, language, said):
+    plant(tmp_path, "f.mp4", **{name: SRT.format(name) for name in texts})
+    problems = []
+    (row,) = folder(tmp_path, problems, language)
+    assert [caption.text for caption in row.captions] == ([said] if said else [])
+    if said and not language:
+        assert f"1 videos have several caption files (--language NAME chooses another), first: {said} is" in problems[0]
+    elif language == "de":
+        assert "1 caption files are of no video of their folder, or in a language that is not wanted" in problems[0]
+
+
+def test_of_videos_whose_names_differ_in_capitals_alone_each_has_its_own_captions(tmp_path):
+    plant(tmp_path, "Clay.mp4", "clay.mkv", **{name: SRT.format(name) for name in ("clay.srt", "Clay.srt", "CLAY.en.srt")})
+    rows, problems = rows_of(folder, tmp_path)
+    assert [[caption.text for caption in row.captions] for row in rows] == [["Clay.srt"], ["clay.srt"]]
+    assert "not used" in problems[0]
+    assert problems[0].endswith("first: CLAY.en.srt")
+
+
+@pytest.mark.parametrize("name", ["Subs/2_English.srt", "Talk 2.srt", "how_to.srt", "f.part2.en.srt", "g.ass"])
+def test_captions_that_are_of_no_video_are_told(tmp_path, name):
+    plant(tmp_path, "f.mp4", "Talk.mp4", "how.mp4")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(SRT.format("said"))
+    rows, problems = rows_of(folder, tmp_path)
+    assert not any(row.captions for row in rows)
+    assert problems == [f"{tmp_path}: 1 caption files are of no video of their folder, or in a language that is not wanted, "
+                        f"and are not used (name them clip.srt or clip.en.srt beside clip.mp4), first: {name}"]
+
+
+def test_texts_of_kinds_that_are_not_read_are_told_where_a_video_has_no_others(tmp_path):
+    plant(tmp_path, "a.mp4", "b.mp4", "a.sup", "a.idx", "b.txt", "c.smi", "notes.txt", "film.info.json", "x.csv")
+    plant(tmp_path, "d.mp4", "d.txt", "d.sub", **{"d.srt": SRT.format("said")})
+    problems = rows_of(folder, tmp_path)[1]
+    assert len(problems) == 1
+    assert "4 texts beside videos are of a kind that is not read" in problems[0]
+
+
+def test_captions_inside_of_videos_are_told_with_the_command_that_takes_them_out(tmp_path):
+    film(tmp_path / "a.mp4")
+    plant(tmp_path, **{"said.txt": SRT.format("said")})
+    with (av.open(str(tmp_path / "a.mp4")) as video, av.open(str(tmp_path / "said.txt"), format="srt") as text,
+          av.open(str(tmp_path / "b.mkv"), "w") as out):
+        streams = [(source, out.add_stream_from_template(source.streams[0])) for source in (video, text)]
+        for source, stream in streams:
+            for packet in source.demux(source.streams[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+    assert rows_of(folder, tmp_path)[1] == [
+        f"{tmp_path}: 1 of the first 2 videos that have no captions beside them hold some inside, which are not read "
+        "(ffmpeg -i VIDEO -map 0:s:0 VIDEO.srt takes them out), first: b.mkv"]
+
+
+def test_a_file_that_says_nothing_gives_way_to_the_next_one(tmp_path):
+    plant(tmp_path, "f.mp4", **{"f.srt": "", "f.en.vtt": "WEBVTT\n\n" + SRT.format("said")})
+    assert rows_of(folder, tmp_path)[0] == [Row("f.mp4", *ALL, [Caption(1, 2, "said")])]
 
 
 def test_subtitles_belong_to_the_film_of_their_own_folder_only(tmp_path):
@@ -73,7 +153,7 @@ def test_linked_folders_are_walked_once_and_loops_end(tmp_path):
         (tmp_path / "root" / link).symlink_to(target)
     rows, problems = rows_of(folder, tmp_path / "root")
     assert [row.path for row in rows] == ["h.mp4", "a/f.mp4", "out/g.mp4"]
-    assert problems == []
+    assert problems == [f"{tmp_path}/root: 1 links lead out of it and are followed, first: out -> {tmp_path}/elsewhere"]
 
 
 def test_a_named_pipe_is_neither_a_film_nor_its_subtitles(tmp_path):
@@ -108,17 +188,18 @@ def howto100m_folder(root):
             Row("silent.mp4", *ALL, [])]
 
 
-@pytest.mark.parametrize("name", ["caption.json", "raw_caption.json"])
+@pytest.mark.parametrize("name", ["caption.json", "raw_caption.json", "raw_caption_superclean.json"])
 def test_howto100m_captions_come_from_one_json_by_the_id_of_the_film(tmp_path, name):
     expected = howto100m_folder(tmp_path)
     (tmp_path / name).write_text(json.dumps(CAPTIONS), encoding="utf-8")
+    assert parse_source(str(tmp_path)) == ("howto100m", tmp_path)
     rows, problems = rows_of(howto100m, tmp_path)
     assert rows == expected
     assert len(problems) == 4
     assert problems[0].startswith(f"{tmp_path / name}:id3:2: 'backwards'")
-    assert problems[1].endswith("captions of 1 videos have no file, first: gone0")
-    assert problems[2].endswith("1 videos have no captions, first: silent.mp4")
-    assert problems[3].endswith("1 videos have the id of another and are passed over, first: videos/silent.webm")
+    assert problems[1].endswith("1 videos have the id of another and are passed over, first: videos/silent.webm")
+    assert problems[2].endswith("1 videos with captions have no file, first: gone0")
+    assert problems[3].endswith("1 videos have no captions, first: silent.mp4")
 
 
 def test_howto100m_prefers_caption_json(tmp_path):
@@ -138,8 +219,8 @@ def test_howto100m_captions_may_be_a_csv_a_film_anywhere(tmp_path):
     rows, problems = rows_of(howto100m, tmp_path)
     assert sorted(rows) == sorted(expected)
     assert rows[-1] == expected[-1]
-    assert [line.split(", first")[0].split(": ")[-1] for line in problems[1:3]] == [
-        "captions of 1 videos have no file", "1 videos have no captions"]
+    assert [line.split(", first")[0].split(": ")[-1] for line in problems[2:4]] == [
+        "1 videos with captions have no file", "1 videos have no captions"]
 
 
 def test_an_entry_of_another_form_is_a_problem_and_a_film_without_cues(tmp_path):
@@ -264,9 +345,21 @@ def test_audioset_clips_are_found_by_id_with_y_and_times_in_seconds_or_milliseco
     assert rows == [Row("v/Y--PJHxphWEs.mp4", 30.0, 40.0, []), Row("v/Yabcdefghij_0_10000.mkv", *ALL, []),
                     Row("w/Y_aE2O5G5W_E_1130.000.MP4", *ALL, []), Row("--aO5cdqSAg_30000_40000.webm", *ALL, [])]
     assert len(problems) == 2
-    assert problems[0].endswith("1 of 5 segments have no file, first: --aaILOrkII")
-    assert problems[1].startswith(f"{tmp_path}: 1 videos are not named")
-    assert problems[1].endswith("v/holiday.mp4")
+    assert problems[0].startswith(f"{tmp_path}: 1 videos are not named")
+    assert problems[0].endswith("v/holiday.mp4")
+    assert problems[1].endswith("1 segments have no file, first: --aaILOrkII")
+
+
+def test_a_file_named_by_an_id_alone_is_its_segment_where_it_is_hardly_longer_and_else_the_whole_video(tmp_path):
+    (tmp_path / "balanced_train_segments.csv").write_text(
+        "# YTID, start_seconds, end_seconds, positive_labels\n" + "".join(
+            f'{"abcdefghij"}{i}, {start}, {start + 2}, "/m/09x0r"\n' for i, start in enumerate((30.0, 30.0, 1.0, 0.0))))
+    for i, seconds in enumerate((2.1, 2.9, 4.0, 2.0)):
+        film(tmp_path / f"{'Y' if i % 2 else ''}abcdefghij{i}.mp4", seconds=seconds)
+    rows, problems = rows_of(audioset, tmp_path)
+    assert [(row.start, row.end) for row in rows] == [ALL, ALL, (1.0, 3.0), (0.0, 2.0)]
+    assert problems == [f"{tmp_path}: 2 files named by an id alone are hardly longer than their segments, and are taken for "
+                        "them, first: abcdefghij0.mp4"]
 
 
 def test_the_evaluation_list_is_used_only_where_it_is_alone(tmp_path):
@@ -310,11 +403,11 @@ def test_a_path_may_hold_an_equals_sign_or_begin_at_home(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("text", "error", "said"), [
     ("kinetics=.", ValueError, "'kinetics' is no kind of data: write howto100m=, audioset=, folder=, shards= or the path"),
-    ("nowhere", FileNotFoundError, "--data nowhere: there is no nowhere: name a folder"),
+    ("nowhere", FileNotFoundError, "nowhere: there is no nowhere: name a folder"),
     ("no/where=x", FileNotFoundError, "there is no no/where=x"),
     ("folder=nowhere", FileNotFoundError, "there is no nowhere"),
     ("film.mp4", ValueError, "film.mp4 is a file: name the folder"),
-    ("folder=", ValueError, "write --data folder=FOLDER"), ("", ValueError, "write --data FOLDER"),
+    ("folder=", ValueError, "write folder=FOLDER"), ("", ValueError, "write FOLDER"),
 ])
 def test_a_source_that_is_none_is_refused_in_one_line_with_the_remedy(tmp_path, monkeypatch, text, error, said):
     monkeypatch.chdir(tmp_path)

@@ -343,7 +343,7 @@ def test_where_no_listed_file_is_there_one_line_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("k400={}", "is no kind of data"), ("{}/nowhere", "there is no"), ("esc50=", "there is no path"),
+    ("k400={}", "is no kind of data"), ("{}/nowhere", "there is no"), ("esc50=", "names no folder"),
     ("esc50={}/a.csv", "is a file: name the folder"), ("{}/b.mp4", "neither a folder nor a csv"),
     ("csv={}", "a folder without labels.csv or captions.csv")])
 def test_a_source_that_cannot_be_is_refused_in_one_line(tmp_path, text, said):

@@ -58,7 +58,7 @@ def content(out):
 
 
 def clips(where, kind, root, recipe=RECIPE):
-    layouts.list_films(kind, root, where, where.with_suffix(".problems"))
+    layouts.list_files(kind, root, where, where.with_suffix(".problems"))
     rows = index.Index(where)
     words = vatt.tokenize.Vocabulary.build(rows.texts())
     return data.Clips([data.Source(rows, np.zeros(0, int))], Sampler([len(rows)], [1.0], 4, 0), recipe, words)

@@ -41,7 +41,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         p.error(f"there is no folder for {args.out}")
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         kind, root = layouts.parse_source(args.path)
-        layouts.list_films(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
+        layouts.list_files(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
         rows = index.Index(Path(scratch) / "index")
         recipe, words = of_run(args.run) if args.run else (data.Recipe(), None)
         if not (plt := pyplot()):

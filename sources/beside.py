@@ -1,0 +1,155 @@
+"""Which caption files belong to which videos of a folder, by what recorders, recognisers and downloaders call them.
+
+    clip.srt  clip.mp4.srt  Clip.SRT           the video's name, with its suffix or without, in any case and Unicode form
+    clip.en.vtt  clip_pt-BR.vtt  clip.english  then a language, by its code or its English name
+    clip.en.sdh.srt  clip.forced.en.srt        and what kind of captions they are, or an id, in any order
+    clip.f137.mp4  clip [id].mp4               what yt-dlp adds to a video's name, and not to its captions'
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from media.captions import PARSERS
+
+# ISO 639-1, by the first letter; some are English words, too
+LANGUAGE = re.compile("a[abefkmnrsvyz]|b[aeghimnors]|c[aehorsuvy]|d[aevz]|e[elnostu]|f[afijory]|g[adlnuv]|h[aeiortuyz]|"
+                      "i[adegikostuw]|j[av]|k[agijklmnorsuvwy]|l[abginotuv]|m[ghiklnrsty]|n[abdeglnorvy]|o[cjmrs]|p[ailst]|qu|"
+                      "r[mnouw]|s[acdegiklmnoqrstuvw]|t[aeghiklnorstwy]|u[gkrz]|v[eio]|w[ao]|xh|y[io]|z[ahu]")
+WORD = re.compile("a[mns]|be|h[aeio]|i[deost]|l[aio]|m[iy]|no|o[mr]|so|t[aio]|uk")
+NAMES = {
+    "arabic": "ar", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en", "finnish": "fi",
+    "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi", "hungarian": "hu", "indonesian": "id",
+    "italian": "it", "japanese": "ja", "korean": "ko", "norwegian": "no", "polish": "pl", "portuguese": "pt", "romanian": "ro",
+    "russian": "ru", "spanish": "es", "swedish": "sv", "thai": "th", "turkish": "tr", "ukrainian": "uk", "vietnamese": "vi",
+    "deu": "de", "eng": "en", "fra": "fr", "ger": "de", "fre": "fr", "ita": "it", "jpn": "ja", "por": "pt", "rus": "ru",
+    "spa": "es", "chi": "zh", "zho": "zh", "kor": "ko", "ara": "ar", "hin": "hi", "nld": "nl", "dut": "nl", "pol": "pl"}
+FORCED = frozenset(("forced", "foreign"))                       # what is said in another language than the rest, alone
+AUTOMATIC = frozenset(("auto", "automatic", "generated", "asr", "orig", "whisper", "whisperx"))
+HEARING = frozenset(("sdh", "cc", "hoh"))                       # with sounds in words
+OTHER = frozenset(("sub", "subs", "subtitle", "subtitles", "caption", "captions", "default", "full", "normal", "transcript"))
+TIMED = frozenset(PARSERS) - {".csv", ".json", ".tsv"}          # which are nothing else than captions
+UNREAD = frozenset((".idx", ".mks", ".sami", ".scc", ".smi", ".srv1", ".srv2", ".srv3", ".stl", ".sub", ".sup", ".usf"))
+
+BREAK = re.compile(r"[._ \-\[(]")                               # between a video's name and what follows it
+UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+TOKEN = re.compile(r"([^\w]|_)*([^\W_]+)")
+REGION = re.compile(r"[a-z]{2}|[a-z]{4}|[0-9]{3}")              # pt-BR, zh-Hans, es-419
+NUMBER = re.compile(r"[0-9]{1,2}|track[0-9]+|[0-9a-f]{8,}")
+ADDED = re.compile(r"(?:\.f[0-9]+(?:-[0-9a-z]+)?|[ _-]?\[[A-Za-z0-9_-]{11}\])$")
+
+
+class Marks(NamedTuple):
+    """What the name of a caption file says of it."""
+
+    forced: bool
+    language: str                                               # folded, "" where it says none
+    automatic: bool
+    hearing: bool
+
+
+def fold(name: str) -> str:
+    """A name as others may have written it: NFC, without capitals."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def marks(rest: str) -> Marks | None:
+    """What stands between a video's name and the suffix of a caption file; None where that is another name's part."""
+    rest = fold(rest)
+    plain = UUID.sub("", rest)
+    language, kinds, number = "", set(), False
+    for match in TOKEN.finditer(plain):
+        before, token = match.groups()
+        if token in FORCED | AUTOMATIC | HEARING | OTHER:
+            kinds.add(token)
+        elif not language and is_language(token, before):
+            language = NAMES.get(token, token)
+        elif language and REGION.fullmatch(token):
+            language += f"-{token}"
+        elif NUMBER.fullmatch(token):
+            number = True
+        else:
+            return None
+    if number and not (language or kinds):                      # "Talk 2.srt" is not of "Talk.mp4"
+        return None
+    return Marks(bool(kinds & FORCED), language, bool(kinds & AUTOMATIC), bool(kinds & HEARING))
+
+
+def is_language(token: str, before: str) -> bool:
+    """Whether a part of a name is a language; many codes are English words, too, so that what stands before them counts."""
+    if token in NAMES or (before == "." and re.fullmatch("[a-z]{2,3}", token)):
+        return True
+    return bool(LANGUAGE.fullmatch(token)) and (before in ("[", "(") or (before != " " and not WORD.fullmatch(token)))
+
+
+def speaks(marks: Marks, language: str) -> int | None:
+    """How near captions are to the wanted language, 0 the nearest; None where they are in another."""
+    if language:
+        language = NAMES.get(fold(language), fold(language).replace("_", "-"))
+        if not marks.language:
+            return 1
+        return 0 if f"{marks.language}-".startswith(f"{language}-") else None
+    return 0 if not marks.language else 1 if marks.language == "en" else 2 if marks.language.startswith("en-") else 3
+
+
+class Beside(NamedTuple):
+    """Of the files of one folder: the caption files of each video by its stem, the best first; and those of none."""
+
+    captions: dict[str, list[str]]
+    unused: list[str]                                           # of no video, or in another language than the wanted one
+    unread: list[str]                                           # kinds that are not read, and texts without times
+
+
+def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
+    """Finds the caption files among `names` that belong to the `videos`, which are names of the same folder.
+
+    Captions of all that is said come before those of what is foreign, then the wanted language (unasked: no mark, English,
+    others), then those of people before those of machines, then the kinds in the order of `media.captions.PARSERS`.
+    """
+    tables: list[dict[str, dict[str, None]]] = [{}, {}, {}]     # names of videos: as they are, folded, without what is added
+    for video in videos:
+        stem = os.path.splitext(video)[0]
+        for table, key in ((0, stem), (0, video), (1, fold(stem)), (1, fold(video))):
+            tables[table].setdefault(key, {})[stem] = None
+        if ADDED.search(stem):
+            tables[2].setdefault(fold(ADDED.sub("", stem)), {})[stem] = None
+    offers: dict[str, list[tuple]] = {}
+    unused, unread, texts = [], [], []
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        kind = suffix.lower()
+        if kind in PARSERS:
+            stems, said = owner(stem, tables)
+            order = speaks(said, language) if said else None
+            if order is not None:
+                rank = (said.forced, order, said.automatic, said.hearing, list(PARSERS).index(kind), name)
+                for video in stems:
+                    offers.setdefault(video, []).append(rank)
+            elif kind in TIMED:
+                unused.append(name)
+        elif kind in UNREAD or kind == ".txt":
+            texts.append((name, owner(stem, tables)[0], kind == ".txt"))
+    for name, stems, plain in texts:                            # a film's words may stand beside it twice
+        if not (stems or plain) or any(video not in offers for video in stems):
+            unread.append(name)
+    return Beside({video: [rank[-1] for rank in sorted(ranks)] for video, ranks in offers.items()}, unused, unread)
+
+
+def owner(stem: str, tables: list[dict[str, dict[str, None]]]) -> tuple[list[str], Marks | None]:
+    """The stems of the videos to which a caption file belongs, whose names are the longest that it begins with; its marks."""
+    for end in ends(stem):
+        said = marks(stem[end:])
+        if said:
+            for table, key in zip(tables, (stem[:end], fold(stem[:end]), fold(stem[:end])), strict=True):
+                found = list(table.get(key, ()))
+                if len(found) == 1 or (found and table is tables[2]):       # of Clay.mp4 and clay.mp4 none owns CLAY.srt
+                    return found, said
+    return [], None
+
+
+def ends(stem: str) -> Iterator[int]:
+    """Where the video's name may end in the name of a caption file, the longest first."""
+    yield len(stem)
+    yield from (match.start() for match in reversed(list(BREAK.finditer(stem))))
