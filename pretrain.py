@@ -48,7 +48,7 @@ RECIPES = {
              "area": (0.8, 1.0), "colour": (32 / 255, 0.0, 0.0, 0.0), "noise": 0.0, "workers": 0, "cache": 1.0,
              "save_every": 200, "eval_every": 200},
 }
-MODEL = ("frames", "fps", "size", "patch", "audio_input", "rate", "dropout", "vocabulary")  # flags of the model
+MODEL = ("frames", "fps", "size", "patch", "audio_input", "audio_patch", "rate", "dropout", "vocabulary")  # flags of the model
 DEMO = Path("demo-data")
 
 
@@ -68,6 +68,7 @@ def flags(values: dict | None = None) -> argparse.ArgumentParser:
     g = p.add_argument_group("model")
     arguments.add_shared(g, "--preset", choices=vatt.PRESETS, default="demo")
     arguments.add_shared(g, "--init", "--frames", "--fps", "--size", "--patch", "--audio-input", "--rate", "--dropout")
+    g.add_argument("--audio-patch", type=arguments.count, metavar="N", help="amplitudes of a patch of a waveform (Table 10)")
     g.add_argument("--vocabulary", type=arguments.number(int, 3), help="largest number of words")
     g = p.add_argument_group("optimisation")
     arguments.add_shared(g, "--steps", "--warmup", "--area", "--colour")
@@ -99,6 +100,10 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     args.precision = args.precision or arguments.native_precision(processes.device)
     if args.batch % processes.world:
         p.error(f"--batch {args.batch} must divide by the {processes.world} processes")
+    if args.patch[0] > args.frames or max(args.patch[1:]) > args.size:
+        p.error(f"--patch {' '.join(map(str, args.patch))} is larger than a clip of --frames {args.frames}, --size {args.size}")
+    if args.audio_patch > args.frames / args.fps * args.rate or ("audio_patch" in given and args.audio_input != "waveform"):
+        p.error(f"--audio-patch {args.audio_patch} is a part of a waveform of --frames / --fps x --rate amplitudes")
     if args.lr_end > args.lr:
         p.error(f"--lr-end {args.lr_end} is above --lr {args.lr}")
     if len(args.drop) != 2:

@@ -262,7 +262,7 @@ def test_a_part_of_the_device_command_that_takes_too_long_is_ended_and_the_next_
 
 
 @pytest.mark.parametrize("small", [True, False])
-@pytest.mark.parametrize(("what", "values"), [("drop", 4), ("patch", 6)])
+@pytest.mark.parametrize(("what", "values"), [("drop", 4), ("patch", 6), ("audio", 5)])
 def test_each_value_of_a_study_is_a_command_that_can_be_parsed_beside_the_scores_of_the_paper(what, values, small):
     found = study.runs(what, small)
     assert len(found) == values

@@ -365,6 +365,9 @@ def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys)
     (["--steeps", "5"], "unrecognized arguments: --steeps"),
     (["--weights", "1", "2"], "--weights needs one number"),
     (["--patch", "0", "8", "8"], "--patch: must be at least 1"),
+    (["--patch", "2", "8", "17"], "--patch 2 8 17 is larger than a clip of --frames 4, --size 16"),
+    (["--audio-patch", "3201"], "--audio-patch 3201 is a part"),
+    (["--audio-patch", "128", "--audio-input", "spectrogram"], "--audio-patch 128 is a part"),
     (["--seed", "-1"], "--seed: must be at least 0"),
     (["--noise", "nan"], "--noise: must be finite"),
     (["--lr-end", "1"], "--lr-end 1.0 is above --lr"),
@@ -415,6 +418,15 @@ def test_a_checkpoint_of_another_shape_is_refused(finished, films, tmp_path, cap
         torch.save(state, path)
     line = refused([*both(films), "--out", str(out), *TINY], capsys)
     assert "backbones.W_vp is (3, 5)" in line
+
+
+def test_the_patches_of_tables_9_and_10_are_flags(films, tmp_path):
+    patches = ["--patch", "4", "16", "8", "--audio-patch", "320"]
+    pretrain.main([*both(films), "--out", str(tmp_path), *TINY, "--steps", "1", *patches])
+    backbones = vatt.load(tmp_path).backbones
+    assert len(backbones.W_vp) == 4 * 16 * 8 * 3
+    assert [len(e) for e in (backbones.e_temporal, backbones.e_vertical, backbones.e_horizontal)] == [1, 1, 2]
+    assert (len(backbones.W_ap), len(backbones.e_audio)) == (320, 10)
 
 
 def test_a_trained_model_embeds_files_and_sentences(finished, films):
