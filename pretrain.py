@@ -36,6 +36,7 @@ from engine.sampling import Sampler, key
 from evaluate import TASKS, retrieval, table
 from sources import demo, index, layouts
 from tools import augment, dry_run, figures
+from tools.classifier import pretrained
 
 # Sections 4.1, A.2.1 and A.2.4.
 # Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
@@ -83,12 +84,18 @@ def flags(values: dict | None = None) -> argparse.ArgumentParser:
     return p
 
 
+def start(init: str | None, preset: str) -> vatt.Config:
+    """The model of --init where there is one, else the preset's; ValueError where --init is no run"""
+    return pretrained(Path(init))[0] if init else vatt.PRESETS[preset]
+
+
 def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace:
     """All flags, those not given with the preset's values; ends with exit code 2 and one line where one cannot be"""
     preset = arguments.peek(argv, "--preset", "demo", choices=vatt.PRESETS)
-    config, recipe = vars(vatt.PRESETS[preset]), RECIPES[preset]
+    recipe = RECIPES[preset]
     values = {**arguments.RUN, **dict.fromkeys(("data", "weights", "val", "control", "init")), **recipe,
-              **{name: config[name] for name in MODEL}, "workers": min(recipe["workers"], os.cpu_count() or 1)}
+              **{name: getattr(start(arguments.peek(argv, "--init", None), preset), name) for name in MODEL},
+              "vocabulary": vatt.PRESETS[preset].vocabulary, "workers": min(recipe["workers"], os.cpu_count() or 1)}
     p = flags(values)
     given = vars(p.parse_args(argv))
     if "lr" in given:
@@ -151,12 +158,12 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
 
 def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
     """All words of the training captions, most frequent first (Section 3.1); written beside the run"""
-    path = run.out / "vocabulary.txt"
+    path, kind = run.out / "vocabulary.txt", vatt.VARIANTS[start(args.init, args.preset).variant].vocabulary
     if processes.first and not path.is_file():
         texts = (text for source in train for text in source.index.texts(source.held))
-        vatt.tokenize.Vocabulary.build(texts, args.vocabulary).save(path)
+        (vatt.vocabulary(Path(args.init)) if kind.fixed else kind.build(texts, args.vocabulary)).save(path)
     processes.wait()
-    return vatt.tokenize.Vocabulary.load(path)
+    return kind.load(path)
 
 
 def datasets(args: argparse.Namespace, run: Run, processes: Processes) -> tuple:
@@ -304,7 +311,7 @@ def build(args: argparse.Namespace, run: Run, words: vatt.tokenize.Vocabulary, p
     """-> the model on its device, with the weights of --init or random ones; the run's newest checkpoint, or None"""
     torch.manual_seed(args.seed)
     names = (name for name in MODEL if name not in ("patch", "vocabulary"))
-    model = vatt.VATT(dataclasses.replace(vatt.PRESETS[args.preset], vocabulary=len(words), patch=tuple(args.patch),
+    model = vatt.VATT(dataclasses.replace(start(args.init, args.preset), vocabulary=len(words), patch=tuple(args.patch),
                                           **{name: getattr(args, name) for name in names}))
     state = run.newest()
     if args.init and not state:

@@ -84,6 +84,7 @@ class Vocabulary:
     """
 
     special = ("<pad>", "<unk>")
+    fixed = False  # whether a training that starts from a run keeps that run's words, whatever its captions hold
 
     def __init__(self, words):
         self.words = [*self.special, *words]

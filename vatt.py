@@ -289,8 +289,15 @@ def load(run: str | Path) -> "Trained":
         raise ValueError(f"{folder} is fine-tuned for classes and has no common space: name the run that it started from")
     model = Trained(Config.from_json(config))
     load_weights(model, files.of_run(run), str(run))
-    model.vocabulary = VARIANTS[model.config.variant].vocabulary.load(folder / "vocabulary.txt")
+    model.vocabulary = vocabulary(run)
     return model.eval()
+
+
+def vocabulary(run: Path) -> "tokenize.Vocabulary":
+    """The words of a pre-trained run. Raises ValueError or OSError where it has none"""
+    saved = Run(files.folder(run)).read_config()["model"]
+    variant = VARIANTS[saved.get("config", saved).get("variant", "paper")]
+    return variant.vocabulary.load(files.folder(run) / "vocabulary.txt")
 
 
 def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
@@ -299,7 +306,7 @@ def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
     Position tables of other sizes are resized (Section A.2.5); words are found by their spelling, new ones start at random.
     """
     start, own = files.of_run(run), model.state_dict()
-    known = VARIANTS[model.config.variant].vocabulary.load(files.folder(run) / "vocabulary.txt")
+    known = vocabulary(run)
     ids = torch.tensor([known.ids.get(word, -1) for word in words.words])
     name = "backbones.W_tp"
     if name in start and start[name].shape[1:] == own[name].shape[1:]:

@@ -44,7 +44,7 @@ class Pair(argparse.Action):
 
 CLIP = {
     "--preset": dict(help="sizes of the model (Table 7) and recipe of the training: the defaults of other flags"),
-    "--init": dict(metavar="RUN", help="start from the weights of this run; positions are resized"),
+    "--init": dict(metavar="RUN", help="start from this run: its model, if of other sizes of clips, and its weights"),
     "--frames": dict(type=count, help="frames of a clip; its audio is as long (A.2.1)"),
     "--fps": dict(type=number(float, most=240, above=0), help="frames per second (A.2.1)"),
     "--size": dict(type=count, help="height and width of a frame, pixels (A.2.1)"),

@@ -81,6 +81,6 @@ def of_run(run: Path) -> tuple[data.Recipe, "vatt.tokenize.Vocabulary"]:
         s = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
         recipe = data.Recipe(s["frames"], s["fps"], s["size"], s["rate"], round(s["frames"] / s["fps"] * s["rate"]),
                              area=tuple(s["area"]), colour=tuple(s["colour"]), noise=s["noise"])
-        return recipe, vatt.tokenize.Vocabulary.load(run / "vocabulary.txt")
+        return recipe, vatt.vocabulary(run)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"--run {run} is no run of pretrain.py ({e})") from None

@@ -23,6 +23,7 @@ class Words:
     """Before `tokenize.Vocabulary`: Google's ids and its way to cut a caption into words"""
 
     special = ("<pad>", "<bos>", "<eos>", "<unk>")
+    fixed = True  # their vectors are frozen, so new ones could not be learned
     rules = str.maketrans(string.ascii_uppercase, string.ascii_lowercase, string.punctuation)
 
     @classmethod
