@@ -1,32 +1,40 @@
-"""A media file of strangers, opened with care: its packets, and what they decode to, in order of time.
+"""A media file of unknown origin, opened with care: its packets, and what they decode to, in order of time.
 
-Only plain media formats are let in, nothing but the file itself is opened, what is damaged is passed over, and the work that
-a call may do is bounded.
+Only plain media formats are let in, nothing but the file itself is opened, damage is passed over, and the work of a call is
+bounded. Times are seconds from the first timestamp of the file, whichever stream it belongs to.
 """
 
 import math
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import chain
+from functools import cached_property, lru_cache
+from itertools import chain, pairwise
 
 import av
+from av.stream import Disposition
 
-MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # a larger picture is refused before it is decoded
-MAX_WORK = 2e10                            # pixels decoded by one call; a packet that is read counts as 1e4
+MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # a larger frame is refused before it is decoded
+MAX_WORK = 2e10                            # pixels decoded by one call; a packet that is read counts as 2e3
 EPS = 1e-6                                 # seconds: files round their timestamps, FFmpeg the first of them
+BACKWARD, FORWARD = 1.0, 10.0              # seconds: a timestamp that goes back or on by more than that is of another clock
 
 OPTIONS = {
     # Never a playlist or a script (hls, concat, dash, sdp, ..): those open other files and addresses.
     "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf,rm,h264,hevc,obu,ivf,gif,mp3,wav,"
                         "w64,aiff,caf,flac,aac,ac3,eac3,amr,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,image2",
     "protocol_whitelist": "file",
-    "pattern_type": "none",                # a % in the name of a picture stands for itself
+    "pattern_type": "none",                # a % in the name of an image stands for itself
     "max_pixels": str(MAX_PIXELS),
 }
 # A title that is not UTF-8 stops PyAV 18 unless told to pass over it; PyAV 19 always does, and does not know the word.
 LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+LENGTHS = {"mov", "avi", "ogg", "wav", "w64", "aiff", "caf", "flac", "ivf"}  # formats that state the length of each stream
+ENDS = {"matroska", "asf"}                 # formats where the last packets are soon found
+STILLS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}
+NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
 class Unreadable(Exception):
@@ -40,19 +48,40 @@ class Unreadable(Exception):
         return f"{self.path!r}: {self.reason}"
 
 
+class Part:
+    """What lies between two jumps of a file's clock: where it begins and, by kind of stream, its timestamps in seconds."""
+
+    def __init__(self):
+        self.byte: dict[str, int] = {}      # of the first packet
+        self.first: dict[str, float] = {}
+        self.end: dict[str, float] = {}
+        self.shift = 0.0                    # seconds to add, so that it follows the part before it
+
+    def add(self, kind: str, start: float, end: float, byte: int) -> None:
+        """Add a packet."""
+        self.byte.setdefault(kind, byte)
+        self.first[kind], self.end[kind] = min(self.first.get(kind, start), start), max(self.end.get(kind, end), end)
+
+    def holds(self, kind: str, t: float) -> bool:
+        """Whether a packet of that time is of this clock: it follows the last, or its stream paused while others went on"""
+        near = any(abs(t - end) <= FORWARD for end in self.end.values())
+        end = self.end.get(kind)
+        return near if end is None else t >= end - BACKWARD and (near or t <= end)
+
+
 class Container:
     """An open media file; for use in a `with`. Raises Unreadable.
 
-    `has_video`, `has_audio`: a cover picture is no video, and a stream without a decoder is absent. `has_captions`: streams of
-    them inside, which are not read.
+    `streams`: the video and the audio, of several the one that FFmpeg calls best; without those that have no decoder.
+    `has_captions`: there are streams of them inside, which are not read.
     With `offset` and `size`, in bytes, it is one inside another file, such as a member of a tar; errors call it `name`.
     """
 
     def __init__(self, path: str | os.PathLike, offset: int = 0, size: int | None = None, name: str | None = None):
-        self._file, self._container, self._work = os.fsdecode(path), None, 0.0
-        self.path = name or self._file
+        self.file, self.offset, self.size, self._av, self._work = os.fsdecode(path), offset, size, None, 0.0
+        self.path = name or self.file
         try:
-            status = os.stat(self._file)
+            status = os.stat(self.file)
         except (OSError, ValueError):
             raise Unreadable(self.path, "no such file") from None
         if not stat.S_ISREG(status.st_mode):
@@ -62,12 +91,11 @@ class Container:
             raise Unreadable(self.path, "file cut short")
         if offset == end:
             raise Unreadable(self.path, "empty file")
-        self._url, self._options = "file:" + self._file, OPTIONS
+        self._url, self._options, self._version = "file:" + self.file, OPTIONS, (status.st_size, status.st_mtime_ns)
         if (offset, end) != (0, status.st_size):
             self._url = f"subfile,,start,{offset},end,{end},,:{self._url}"
             self._options = {**OPTIONS, "protocol_whitelist": "subfile,file"}
-        self._open()
-        self.has_video, self.has_audio = "video" in self._streams, "audio" in self._streams
+        self.open()
 
     def __enter__(self) -> "Container":
         return self
@@ -75,84 +103,199 @@ class Container:
     def __exit__(self, *_):
         self.close()
 
-    def close(self):
-        """Lets go of the file; to do so twice does no harm."""
-        if self._container:
-            self._container.close()
-        self._container, self._streams = None, {}
+    def close(self) -> None:
+        """Let go of the file; to do so twice does no harm."""
+        if self._av:
+            self._av.close()
+        self._av, self.streams = None, {}
 
-    def _open(self):
-        """Opens the file; where it is open already, anew: the one way back to its beginning that works for all."""
+    def open(self) -> None:
+        """Open the file; where it is open already, anew: the one way back to its beginning that works for all."""
         self.close()
         try:
-            self._container = av.open(self._url, options=self._options, **LENIENT)
+            self._av = av.open(self._url, options=self._options, **LENIENT)
         except Exception as error:
-            reason = "not a media file" if os.access(self._file, os.R_OK) else "no permission"
+            reason = "not a media file" if os.access(self.file, os.R_OK) else "no permission"
             raise Unreadable(self.path, reason) from error
-        self._origin = (self._container.start_time or 0) / av.time_base
-        self._units = [float(stream.time_base) for stream in self._container.streams]  # once: fractions are slow
-        for stream in (*self._container.streams.video, *self._container.streams.audio):
-            context, cover = stream.codec_context, stream.disposition & av.stream.Disposition.attached_pic
-            if not context or cover or not (context.width if stream.type == "video" else context.sample_rate):
-                continue
-            # One thread a file, and more files at once; frame threads can also hang where a file is closed early.
-            context.thread_count, context.thread_type = 1, "SLICE"
-            context.options = {"max_pixels": str(MAX_PIXELS)}
-            self._streams.setdefault(stream.type, stream)
-        self.has_captions = len(self._container.streams.subtitles) > 0
-        reason = None if self._streams else "no video and no sound"
-        if "video" in self._streams:
-            width, height = self._streams["video"].width, self._streams["video"].height
-            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                reason = "too large"
+        self.format, self._from = self._av.format.name.split(",")[0], 0
+        self._origin = (self._av.start_time or 0) / av.time_base
+        self._units = [float(stream.time_base) for stream in self._av.streams]  # once: fractions are slow
+        for kind in ("video", "audio"):
+            if stream := self._best(kind):
+                # One thread a file, and more files at once; frame threads can also hang where a file is closed early.
+                stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "SLICE"
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+                self.streams[kind] = stream
+        self.has_captions = len(self._av.streams.subtitles) > 0
+        reason = None if self.streams else "no video and no sound"
+        width, height = (self.streams["video"].width, self.streams["video"].height) if "video" in self.streams else (0, 0)
+        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            reason = "too large"
         if reason:
             self.close()
             raise Unreadable(self.path, reason)
 
-    def _frames(self, kind: str, t: float, late: float = EPS) -> Iterator[tuple]:
+    def _best(self, kind: str):
+        """The stream that FFmpeg's av_find_best_stream chooses: by disposition, then by how much there is of it."""
+        usable = [stream for stream in self._av.streams if stream.type == kind and self._is_usable(stream)]
+        best = self._av.streams.best(kind, self.streams.get("video"))
+        if best is None or all(stream.index != best.index for stream in usable):  # it takes covers, too
+            best = max(usable, key=lambda s: (bool(s.disposition & Disposition.default), s.bit_rate or 0), default=None)
+        return best
+
+    def _is_usable(self, stream) -> bool:
+        context = stream.codec_context
+        if stream.type == "audio" or not context:
+            return bool(context and context.sample_rate)
+        alone = context.name in STILLS and stream.frames == 1 and len(self._av.streams.audio) > 0
+        return bool(context.width and not stream.disposition & NO_VIDEO and not alone)
+
+    # ------------------------------------------------------------------------------------------------- time and length
+
+    @property
+    def main(self) -> str:
+        """The kind of the stream that the duration is that of"""
+        return "video" if "video" in self.streams else "audio"
+
+    def codec(self, kind: str) -> str:
+        """The name of a stream's codec, as FFmpeg's decoder has it"""
+        return self.streams[kind].codec_context.name
+
+    def unit(self, kind: str) -> float:
+        """Seconds that a timestamp of a stream counts in"""
+        return self._units[self.streams[kind].index]
+
+    def time(self, kind: str, stamp: int) -> float:
+        """A timestamp in seconds"""
+        return stamp * self.unit(kind) - self._origin
+
+    def rate(self) -> float:
+        """Frames a second as the file states them, where that can be believed."""
+        video = self.streams["video"]
+        rate = float(video.average_rate or video.guessed_rate or 0)
+        return rate if 0 < rate <= 240 else 25.0
+
+    @cached_property
+    def duration(self) -> float:
+        """Seconds from time 0 to the end of the video, or of the audio where there is no video."""
+        stream = self.streams[self.main]
+        if self.format in LENGTHS and stream.duration and stream.start_time is not None:
+            length = self.time(self.main, stream.start_time + stream.duration)
+            if 0 < length < 1e6:
+                return length
+        return self._survey[0]
+
+    @property
+    def _survey(self) -> tuple[float, list[Part], list[tuple[float, int]]]:
+        return survey(self.file, self.offset, self.size, self._version, self.path)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of a file whose clock jumps, else none"""
+        return [] if self.format in LENGTHS else self._survey[1]
+
+    def last(self) -> float | None:
+        """Seconds to the end of the main stream by its last packets; None where a seek does not find them."""
+        unit, stream, stamps = self.unit(self.main), self.streams[self.main], []
+        try:
+            self._av.seek(math.floor(((self._av.duration or 0) / av.time_base + self._origin) / unit), stream=stream)
+        except (av.FFmpegError, OverflowError):
+            return None
+        for packet in self.demux(stream):
+            if packet.pts is None or (stamps and (packet.pts - max(stamps)[0]) * unit < -BACKWARD):
+                return None
+            stamps.append((packet.pts, packet.duration or 0))
+        if not stamps:
+            return None
+        (before, _), (at, length) = [(0, 0), *sorted(stamps)][-2:]
+        return self.time(self.main, at + (length or (at - before if len(stamps) > 1 else 1 / self.rate() / unit)))
+
+    # -------------------------------------------------------------------------------------------------------- packets
+
+    def demux(self, *streams) -> Iterator[av.Packet]:
+        """The packets of streams that hold anything; an empty one would tell the decoder that the file is over."""
+        with closing(self._av.demux(*streams)) as packets:  # else what it holds outlives the file
+            while True:
+                try:
+                    packet = next(packets)
+                except Exception:  # the end, or damage that the container does not get over
+                    return
+                if packet.size:
+                    self.charge(2e3)
+                    yield packet
+
+    def packets(self, kind: str) -> Iterator[av.Packet]:
+        """The packets of a stream from where the file stands; after a jump of the clock, timestamps go on."""
+        parts, unit, byte = self.parts, self.unit(kind), self._from
+        begins = [part.byte.get(kind, math.inf) for part in parts]
+        for packet in self.demux(self.streams[kind]):
+            if parts:
+                byte = packet.pos if packet.pos is not None else byte
+                if byte < self._from:
+                    continue
+                shift = round(parts[max(0, bisect_right(begins, byte) - 1)].shift / unit)
+                packet.pts = None if packet.pts is None else packet.pts + shift
+                packet.dts = None if packet.dts is None else packet.dts + shift
+            yield packet
+
+    def places(self, kind: str, t: float) -> Iterator[bool]:
+        """Put the file at the key frame before t, then, if more is asked for, further and further back; True for a seek.
+
+        If the file has no index or a wrong one, or is damaged there, a seek fails or comes out late; some have what the
+        decoder must know only in their first packet. At last its beginning (False).
+        """
+        tries = (4, 16, 64, 256, 1024, 4096)
+        if self.format != "mpeg":  # in a program stream the first timestamps after a seek are wrong
+            tries = (0, 1, *tries)
+        for back in tries:
+            if 0 < back > t:
+                break
+            if self._seek(kind, t - back):
+                yield True
+        self.open()
+        yield False
+
+    def _seek(self, kind: str, t: float) -> bool:
+        if self.parts:
+            keys = self._survey[2]
+            place = bisect_right(keys, (t - (2 if kind != self.main else 0) + EPS, math.inf)) - 1
+            if place < 0:
+                return False
+            self.open()
+            self._from = keys[place][1]  # of several formats, packets are passed over until there
+            if self.format in ("mpegts", "flv"):
+                self._av.seek(self._from, unsupported_byte_offset=True, stream=self.streams[kind])
+            return True
+        try:
+            self._av.seek(math.floor((t + self._origin + EPS) / self.unit(kind)), stream=self.streams[kind])
+        except (av.FFmpegError, OverflowError):
+            return False
+        return True
+
+    def due(self, kind: str, t: float) -> float:
+        """Seconds until which something must have been shown or heard: t, or the start of a stream that starts later"""
+        return max(t, self.time(kind, self.streams[kind].start_time or 0))
+
+    # --------------------------------------------------------------------------------------------------------- frames
+
+    def frames(self, kind: str, t: float, late: float = EPS) -> Iterator[tuple]:
         """(seconds, frame) in order of display, from one at most `late` after t, or from the first of all, to the end."""
-        for stream, sought in self._places(kind, t):
-            frames = self._decode(stream, sought)
+        for sought in self.places(kind, t):
+            frames = self._decode(kind, sought)
             first = next(frames, None)
-            if not sought or (first and first[0] <= self._due(stream, t) + late and not first[1].is_corrupt):
+            if not sought or (first and first[0] <= self.due(kind, t) + late and not first[1].is_corrupt):
                 yield from chain([first] if first else [], frames)
                 return
 
-    def _places(self, kind: str, t: float) -> Iterator[tuple]:
-        """Puts the file at the key frame before t, then, if more is asked for, further and further back: (stream, sought).
-
-        If the file has no index or a wrong one, or is damaged there, a seek fails or comes out late; some have what the
-        decoder must know only in their first packet. At last its beginning.
-        """
-        stream = self._streams[kind]
-        # In a program stream the first timestamps after a seek are wrong.
-        for back in (0, 1, 4, 16, 64, 256, 1024, 4096)[2 * (self._container.format.name == "mpeg"):]:
-            if 0 < back > t:
-                break
-            try:
-                self._container.seek(math.floor((t - back + self._origin + EPS) / self._units[stream.index]), stream=stream)
-            except (av.FFmpegError, OverflowError):
-                continue
-            yield stream, True
-        self._open()
-        yield self._streams[kind], False
-
-    def _due(self, stream, t: float) -> float:
-        """Seconds until which something must have been shown or heard: t, or the start of a stream that starts later"""
-        return max(t, self._time(stream, stream.start_time or 0))
-
-    def _time(self, stream, stamp: int) -> float:
-        """A timestamp in seconds"""
-        return stamp * self._units[stream.index] - self._origin
-
-    def _decode(self, stream, sought: bool = False) -> Iterator[tuple]:
+    def _decode(self, kind: str, sought: bool) -> Iterator[tuple]:
         """(seconds, frame) from where the file stands to its end; what does not decode is passed over."""
-        context, unit, is_video = stream.codec_context, self._units[stream.index], stream.type == "video"
-        # AVI keeps no times of display, and those that FFmpeg makes up are out of order where there are B frames: there
-        # it is the time of the packet that brought the picture out, less the delay of the decoder.
-        by_packet = is_video and self._container.format.name == "avi"
+        stream, unit = self.streams[kind], self.unit(kind)
+        context, is_video = stream.codec_context, kind == "video"
+        # AVI keeps no times of display, and those that FFmpeg makes up are out of order where there are B-frames: there
+        # it is the time of the packet that brought the frame out, less the delay of the decoder.
+        by_packet = is_video and self.format == "avi"
         following = None if sought else self._origin / unit
-        for packet in chain(self._packets(stream), [None]):
+        for packet in chain(self.packets(kind), [None]):
             try:
                 frames = context.decode(packet)
             except Exception:  # a damaged packet can raise more than PyAV's own errors
@@ -166,31 +309,53 @@ class Container:
                 if stamp is None:  # in the middle of the file, with nothing to count from
                     return
                 if is_video:
-                    self._spend(frame.width * frame.height)
-                    following = stamp + (frame.duration or 1 / (rate_of(stream) * unit))
+                    self.charge(frame.width * frame.height)
+                    following = stamp + (frame.duration or 1 / (self.rate() * unit))
                 else:
                     following = stamp + frame.samples / frame.sample_rate / unit
                 yield stamp * unit - self._origin, frame
 
-    def _packets(self, stream) -> Iterator:
-        """The packets of a stream that hold anything; an empty one would tell the decoder that the file is over."""
-        with closing(self._container.demux(stream)) as packets:  # else what it holds outlives the file
-            while True:
-                try:
-                    packet = next(packets)
-                except Exception:  # the end, or damage that the container does not get over
-                    return
-                if packet.size:
-                    self._spend(1e4)
-                    yield packet
-
-    def _spend(self, work: float):
+    def charge(self, work: float) -> None:
+        """Count work, in pixels; Unreadable past the most that a call may do"""
         self._work += work
         if self._work > MAX_WORK:
             raise Unreadable(self.path, "too much to decode")
 
+    def allow(self) -> None:
+        """Begin to count anew: another call"""
+        self._work = 0.0
 
-def rate_of(stream) -> float:
-    """Frames a second as the file states them, where that can be believed."""
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return rate if 0 < rate <= 240 else 25.0
+
+@lru_cache(4096)
+def survey(path: str, offset: int, size: int | None, version: tuple, name: str) -> tuple[float, list, list]:
+    """What only the packets of a file tell, without decoding: (duration, parts if its clock jumps, (time, byte) of key frames).
+
+    Read once a process for each `version` of the file: all packets, or where a format allows it the last ones alone.
+    """
+    with Container(path, offset, size, name) as file:
+        main = file.main
+        if file.format in ENDS and (end := file.last()):
+            return end, [], []
+        file.open()
+        file.allow()
+        parts, keys, at, byte, start = [Part()], [], {}, 0, -file.time(main, 0)
+        for packet in file.demux(*file.streams.values()):
+            kind = packet.stream.type
+            unit, byte = file.unit(kind), byte if packet.pos is None else packet.pos
+            k = at.get(kind, 0)
+            t = parts[k].end.get(kind, start) if packet.pts is None else packet.pts * unit
+            while kind in at and k < len(parts) and not parts[k].holds(kind, t):
+                k += 1
+            if k == len(parts):
+                parts.append(Part())
+            at[kind] = k
+            parts[k].add(kind, t, t + ((packet.duration or 0) * unit or (1 / file.rate() if kind == "video" else 0)), byte)
+            if kind == main and packet.is_keyframe and packet.pos is not None:
+                keys.append((t, byte, k))
+        for before, part in pairwise(parts):
+            kind = main if main in before.end and main in part.first else next(iter(part.first))
+            part.shift = before.shift + before.end.get(kind, max(before.end.values())) - part.first[kind]
+        end = max((part.end[main] + part.shift for part in parts if main in part.end), default=start) - start
+        if len(parts) == 1:
+            return end, [], []
+        return end, parts, [(t + parts[k].shift - start, byte) for t, byte, k in keys]

@@ -1,96 +1,137 @@
-"""An interval of a media file, as pictures and as sound (what is taken: Sections 3.1, 4.2.1 and A.2.1).
+"""An interval of a media file, as frames and as waveform (what is taken: Sections 3.1, 4.2.1 and A.2.1).
 
-    with Media(path) as film:
-        film.video(start, frames, fps, box, size)    (T, H, W, 3) uint8    the pictures shown at start + i / fps
-        film.audio(start, samples, rate)             (S,) float32          one channel in [-1, 1], in step with them
+    with Media(path) as media:
+        media.video(start, frames, fps, box, size)    (T, H, W, 3) uint8    the frames shown at start + i / fps
+        media.audio(start, samples, rate)             (S,) float32          one channel in [-1, 1], in step with them
 
-Times are seconds from the first timestamp of the file, whichever stream it belongs to. A box is (left, top, right,
-bottom) in fractions of the picture as displayed.
+Times are seconds from the first timestamp of the file, whichever stream it belongs to. A box is (left, top, right, bottom) in
+fractions of the frame as displayed, or a function of width and height that gives one.
 
-Pictures are read in one of two ways, which give the same to the bit of a film that is whole: `_pick` decodes only those that
-are drawn and those that others are made from, where packets tell which; `_draw` decodes all, and gets along with anything.
+Video is read in one of two ways, which give the same to the bit where a file is whole: `_selected` decodes only the frames that
+are asked for and those that others are made from, where packets tell which; `_shown` decodes all, and gets along with anything.
 """
 
 import math
-from bisect import bisect_right
+import os
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
+from itertools import chain
 
 import av
 import numpy as np
 
-from media.container import EPS, Container, Unreadable, rate_of
-from media.pictures import Box, Painter, displayed
-from media.sounds import Mixer
+from media.container import EPS, Container, Unreadable
+from media.convert import AudioAssembler, Box, Chooser, FrameConverter, displayed
+from media.waveform import Waveform
 
-PREROLL = 0.3              # seconds of sound decoded ahead, until the decoder has swung in
-# Codecs whose pictures say whether others are made from them. (Those of HEVC say it only for pictures of their own layer.)
+PREROLL = 0.3              # seconds of audio decoded ahead, until the decoder has swung in
+APART = 10.0               # seconds between two clips from which on it is cheaper to seek than to decode what lies between
+# Codecs whose frames say whether others are made from them. (Those of HEVC say it only for frames of their own layer.)
 SKIPPABLE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 UNTIMED = {"avi", "mpeg"}  # no times of display; wrong ones after a seek
-MAX_HELD = 1e8             # bytes of packets that wait for it to be known which of them are drawn
+MAX_HELD = 1e8             # bytes of packets that wait for it to be known which of them are asked for
 
 
-class Media(Container):
-    """A media file, open for its pictures and its sound; for use in a `with`. Raises Unreadable."""
+class Doubt(Exception):
+    """Packets do not tell which frames are shown when, or what comes out is not what they tell."""
 
-    @cached_property
+
+class Clip:
+    """A clip that is being filled, frame after frame."""
+
+    def __init__(self, start: float, frames: int, fps: float, size: tuple[int, int]):
+        self.start, self.out = start, np.empty((frames, *size, 3), np.uint8)
+        self.wanted = deque((start + i / fps, i) for i in range(frames))
+        self.places: dict[float, int] = {}  # of the frames that are in it
+
+    def take(self, time: float, until: float, frame: av.VideoFrame, convert: FrameConverter) -> None:
+        """Put in a frame that is shown from `time` to `until`, at every place that it is wanted for."""
+        while self.wanted and self.wanted[0][0] < until - EPS:
+            i = self.wanted.popleft()[1]
+            self.out[i] = self.out[self.places[time]] if time in self.places else convert(time, frame)
+            self.places[time] = i
+
+
+class Media:
+    """A media file, open for its video and its audio; for use in a `with`. Raises Unreadable.
+
+    `has_video`, `has_audio`: of several tracks it is the one that FFmpeg calls best; a cover is no video. `has_captions`:
+    there are some inside, which are not read. With `offset` and `size`, in bytes, it is a file inside another, such as a member
+    of a tar; errors call it `name`.
+    """
+
+    def __init__(self, path: str | os.PathLike, offset: int = 0, size: int | None = None, name: str | None = None):
+        self.file = Container(path, offset, size, name)
+        self.path, self.has_captions = self.file.path, self.file.has_captions
+        self.has_video, self.has_audio = (kind in self.file.streams for kind in ("video", "audio"))
+        self._samples = None if self.has_video else Waveform.of(self.file)
+
+    def __enter__(self) -> "Media":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; to do so twice does no harm."""
+        self.file.close()
+
+    @property
     def duration(self) -> float:
-        """Seconds from time 0 to the end of the video, or of the sound where there is no video, by the header."""
-        stream = self._streams["video" if self.has_video else "audio"]
-        if stream.duration and stream.start_time is not None:
-            length = self._time(stream, stream.start_time + stream.duration)
-        else:  # that of the container, unless it starts late: formats do not agree whether the lateness is counted in
-            length = (self._container.duration or 0) / av.time_base if abs(self._origin) < 0.1 else 0
-        return length if 0 < length < 1e6 else self._measure(stream.type)
+        """Seconds from time 0 to the end of the video, or of the audio where there is no video."""
+        return self._samples.duration if self._samples else self.file.duration
 
     width = property(lambda self: self._displayed[0], doc="Pixels as displayed: turned upright, made square.")
     height = property(lambda self: self._displayed[1], doc="Pixels as displayed.")
 
-    def video(self, start: float, frames: int, fps: float, box: Box | Callable[[int, int], Box] = (0, 0, 1, 1),
+    def video(self, start: float, frames: int, fps: float, box: Box | Chooser = (0, 0, 1, 1),
               size: tuple[int, int] = (224, 224)) -> np.ndarray:
-        """The pictures shown at start + i / fps, cut to `box`, resized to `size` = (H, W): (frames, H, W, 3) uint8.
+        """The frames shown at start + i / fps, cut to `box`, resized to `size` = (H, W): (frames, H, W, 3) uint8.
 
-        Shown at t is the last one whose timestamp is at most t; before the first one, the first. A box may be a function
-        of width and height that gives one, which is cheaper than to ask for them first.
+        Shown at t is the last one whose timestamp is at most t; before the first one, the first. A box may be a function of
+        width and height, which is cheaper than to ask for them first.
         """
-        if not (0 <= start < math.inf and frames >= 1 and fps > 0 and min(size) >= 1):
-            raise ValueError(f"{self.path!r}: video wants start >= 0, frames >= 1, fps > 0 and sizes >= 1")
+        return next(self.clips([start], frames, fps, box, size))
+
+    def clips(self, starts: Sequence[float], frames: int, fps: float, box: Box | Chooser = (0, 0, 1, 1),
+              size: tuple[int, int] = (224, 224)) -> Iterator[np.ndarray]:
+        """`video` of each of `starts`, which ascend; the file is decoded once from front to back, and one clip held at a time.
+
+        Unreadable at the first clip that cannot be had; those after it begin later, and are not given either.
+        """
+        if not (all(0 <= start < math.inf for start in starts) and list(starts) == sorted(starts)
+                and frames >= 1 and fps > 0 and min(size) >= 1):
+            raise ValueError(f"{self.path!r}: video wants ascending starts >= 0, frames >= 1, fps > 0 and sizes >= 1")
         if not self.has_video:
             raise Unreadable(self.path, "no video")
-        self._work = 0.0
-        out = np.empty((frames, *size, 3), np.uint8)
-        chosen = (lambda width, height: self._checked(box(width, height))) if callable(box) else self._checked(box)
-        paint = Painter(out, chosen, self._stretch)
-        wanted = deque((start + i / fps, i) for i in range(frames))
+        convert, first = FrameConverter(box, size, self._stretch, self.path), 0
         try:
-            while wanted and not self._pick(wanted, paint):
-                end = self._draw(wanted, paint)
-                if len(wanted) == frames:
-                    raise Unreadable(self.path, "start past the end")
-                # Official: a clip that runs past the end of the film goes on from its beginning (DMVR loops).
-                wanted = deque(sorted(((t + EPS) % end, i) for t, i in wanted))
+            for k in range(1, len(starts) + 1):
+                if k == len(starts) or starts[k] - starts[k - 1] > frames / fps + APART:
+                    yield from self._sweep(starts[first:k], frames, fps, convert)
+                    first = k
         except Unreadable:
             raise
         except Exception as error:
-            if paint.asking:
+            if convert.asking:
                 raise
             raise Unreadable(self.path, "decoding failed") from error
-        return out
 
-    def pictures(self, start: float, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
-        """All pictures shown at start + i / fps, whole, (H, W, 3) uint8 each, one after the other to the end of the film."""
+    def frames(self, start: float, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """All frames shown at start + i / fps, whole, (H, W, 3) uint8 each, one after the other to the end of the video."""
         if not self.has_video:
             raise Unreadable(self.path, "no video")
-        out, i = np.empty((1, *size, 3), np.uint8), 0
-        paint = Painter(out, (0, 0, 1, 1))
+        convert, i = FrameConverter((0, 0, 1, 1), size, self._stretch), 0
+        self.file.allow()
         try:
-            self._work = 0.0
             for time, until, frame in self._shown(start):
                 while start + i / fps < until - EPS:
-                    paint(0, time, frame)
-                    yield out[0]
-                    i, self._work = i + 1, 0.0
+                    yield convert(time, frame)
+                    i += 1
+                    self.file.allow()
         except Unreadable:
             raise
         except Exception as error:
@@ -99,150 +140,95 @@ class Media(Container):
             raise Unreadable(self.path, "start past the end")
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
-        """The sound from `start` on, its channels mixed into one, at `rate` Hz: (samples,) float32 in [-1, 1].
+        """The audio from `start` on, its channels mixed into one, at `rate` Hz: (samples,) float32 in [-1, 1].
 
-        Zeros where there is none: before a late track, past the end. Raises ValueError on a file without a track.
+        Zeros where there is none: before a late track, in a gap, past the end. ValueError on a file without a track.
         """
         if not self.has_audio:
             raise ValueError(f"{self.path!r} has no sound: look at has_audio first")
         if not (0 <= start < math.inf and samples >= 1 and rate >= 1):
             raise ValueError(f"{self.path!r}: audio wants start >= 0, samples >= 1 and rate >= 1")
-        self._work = 0.0
-        # Ours: silence past the end of the sound (official: it loops, as the pictures do).
-        mix = Mixer(start, samples, rate)
+        self.file.allow()
+        # Ours: silence past the end of the audio (official: it loops, as the frames do).
+        interval = AudioAssembler(start, samples, rate, self.file.unit("audio"), uneven=self.file.codec("audio") == "vorbis")
         try:
-            for time, block in self._frames("audio", start - PREROLL, late=PREROLL / 3):
-                if not mix(time, block):
+            blocks = self._samples.blocks if self._samples else lambda t: self.file.frames("audio", t, late=PREROLL / 3)
+            for time, block in blocks(start - PREROLL):
+                if not interval.add(time, block):
                     break
-            wave = mix.wave()
+            wave = interval.wave()
         except Unreadable:
             raise
         except Exception as error:
             raise Unreadable(self.path, "decoding failed") from error
-        if not mix.heard:
+        if not interval.heard:
             raise Unreadable(self.path, "no sound decodes")
         return wave
 
     @cached_property
     def _displayed(self) -> tuple[int, int]:
-        """(width, height) in pixels; only a decoded picture tells how it is to be turned."""
+        """(width, height) in pixels; only a decoded frame tells how it is to be turned."""
         if not self.has_video:
             raise Unreadable(self.path, "no video")
-        self._work = 0.0
-        _, frame = next(self._frames("video", 0.0), (None, None))
+        self.file.allow()
+        _, frame = next(self.file.frames("video", 0.0), (None, None))
         if frame is None:
             raise Unreadable(self.path, "no frame decodes")
         return displayed(frame, self._stretch)
 
     @property
     def _stretch(self) -> float:
-        return float(self._streams["video"].sample_aspect_ratio or 1)
+        return float(self.file.streams["video"].sample_aspect_ratio or 1)
 
-    def _checked(self, box: Box) -> Box:
-        if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            raise ValueError(f"{self.path!r}: a box has 0 <= left < right <= 1 and 0 <= top < bottom <= 1, not {box}")
-        return box
+    # --------------------------------------------------------------------------------------------------------- one pass
 
-    def _measure(self, kind: str) -> float:
-        """Seconds from time 0 to the end, by reading every packet and decoding none."""
-        self._open()
-        self._work, end, stream = 0.0, 0.0, self._streams[kind]
-        for packet in self._packets(stream):
-            length = (packet.duration or 0) * self._units[stream.index]
-            if packet.pts is None:
-                end += length or 1 / rate_of(stream)
-            else:
-                end = max(end, self._time(stream, packet.pts) + length)
-        return end
-
-    def _pick(self, wanted: deque, paint: Painter) -> bool:
-        """Draws all that are wanted, as `_draw`, but decodes no picture that is neither drawn nor needed for one that is.
-
-        False where the packets do not tell which those are, or what comes out is not what they tell.
-        """
-        if self._streams["video"].codec_context.name not in SKIPPABLE or self._container.format.name in UNTIMED:
-            return False
-        packets = self._hold(wanted[0][0], wanted[-1][0])
-        shown = sorted((p.pts, p.duration or 0) for p in packets if not p.is_discard)
-        times = [self._time(self._streams["video"], pts) for pts, _ in shown]
-        hidden = max((p.pts for p in packets if p.is_discard), default=-math.inf)
-        if not times or len(set(times)) < len(times) or hidden > shown[0][0]:
-            return False
-        gap = times[-1] - times[-2] if len(times) > 1 else 0.0
-        ends = [time - EPS for time in (*times[1:], times[-1] + self._length(gap, shown[-1][1]))]
-        if wanted[-1][0] >= ends[-1]:  # where a film ends is told by its pictures
-            return False
-        places = {}
-        for t, i in wanted:
-            places.setdefault(shown[bisect_right(ends, t)][0], []).append(i)
-        done = self._paint(packets, places, paint)
-        if not done:
-            paint.drawn.clear()
-        return done
-
-    def _hold(self, t: float, until: float) -> list:
-        """The packets of the video from a key frame at or before t until none to come is shown by `until`; [] if in doubt."""
-        for stream, _ in self._places("video", t):
-            packets, size = [], 0
-            for packet in self._packets(stream):
-                if packet.pts is None or (packet.dts is not None and packet.dts > packet.pts):
-                    return []
-                if packets or packet.is_keyframe:
-                    packets.append(packet)
-                    size += packet.size
-                if size > MAX_HELD:
-                    return []
-                # Nothing is shown before it is decoded.
-                if packet.dts is not None and self._time(stream, packet.dts) > until + EPS:
-                    break
-            first = self._time(stream, packets[0].pts) if packets else math.inf
-            if first <= self._due(stream, t) + EPS:
-                # Pictures that are shown before the key frame they follow are made from others before it.
-                return packets if first <= t + EPS or packets[0].pts == min(p.pts for p in packets) else []
-        return []
-
-    def _paint(self, packets: list, places: dict[int, list[int]], paint: Painter) -> bool:
-        """Paints the pictures of some timestamps, each at its places; False where one does not come, or may not be whole."""
-        context, needed = packets[0].stream.codec_context, set(places)
-        while packets[-1].pts not in needed:
-            packets.pop()
-        try:
-            for packet in (*packets, None):
-                context.skip_frame = "DEFAULT" if packet is None or packet.pts in needed else "NONREF"
-                try:
-                    frames = context.decode(packet)
-                except Exception:  # as in _decode
-                    return False
-                for frame in frames:
-                    self._spend(frame.width * frame.height)
-                    # A packet may have been that of one of two fields; what stands in for damage can be of any picture.
-                    if frame.interlaced_frame or frame.is_corrupt:
-                        return False
-                    for i in places.pop(frame.pts, ()):
-                        paint(i, self._time(packets[0].stream, frame.pts), frame)
-        finally:
-            context.skip_frame = "DEFAULT"
-        return not places
-
-    def _draw(self, wanted: deque, paint: Painter) -> float:
-        """Draws the i-th picture, the one shown at t, for each (t, i) of `wanted` in order, and takes it off.
-
-        Stops after the last one, or leaves those past the end of the film, and returns that end in seconds.
-        """
-        until = None
-        for time, until, frame in self._shown(wanted[0][0]):
-            while wanted and wanted[0][0] < until - EPS:
-                paint(wanted.popleft()[1], time, frame)
-            if not wanted:
+    def _sweep(self, starts: Sequence[float], frames: int, fps: float, convert: FrameConverter) -> Iterator[np.ndarray]:
+        """The clips at `starts`, from one pass"""
+        times = np.sort(np.add.outer(starts, np.arange(frames) / fps).ravel())
+        waiting, filling = deque(starts), deque()
+        is_plain = (self.file.codec("video") not in SKIPPABLE or self.file.format in UNTIMED
+                    or (len(starts) == 1 and times[-1] >= self.duration - EPS))
+        while True:
+            self.file.allow()
+            until = None
+            try:
+                for time, until, frame in self._shown(waiting[0]) if is_plain else self._selected(waiting[0], times):
+                    while waiting and waiting[0] < until - EPS:
+                        filling.append(Clip(waiting.popleft(), frames, fps, convert.size))
+                    for clip in filling:
+                        clip.take(time, until, frame, convert)
+                    while filling and not filling[0].wanted:
+                        yield filling.popleft().out
+                        self.file.allow()
+                    if not waiting and not filling:
+                        return
                 break
+            except Doubt:
+                waiting.extendleft(clip.start for clip in reversed(filling))
+                filling.clear()
+                is_plain = True
         if until is None:
             raise Unreadable(self.path, "no frame decodes")
-        return until
+        for clip in filling:
+            yield self._looped(clip, until, convert)
+        if waiting:
+            raise Unreadable(self.path, "start past the end")
+
+    def _looped(self, clip: Clip, end: float, convert: FrameConverter) -> np.ndarray:
+        """The clip filled from the beginning of the video, which ends at `end`"""
+        # Official: a clip that runs past the end of the video goes on from its beginning (DMVR loops).
+        while clip.wanted:
+            clip.wanted = deque(sorted(((t + EPS) % end, i) for t, i in clip.wanted))
+            for time, end, frame in self._shown(clip.wanted[0][0]):
+                clip.take(time, end, frame, convert)
+                if not clip.wanted:
+                    break
+        return clip.out
 
     def _shown(self, t: float) -> Iterator[tuple]:
-        """(seconds, seconds until which it is shown, picture), from the one shown at t to the last."""
+        """(seconds, seconds until which it is shown, frame), from the one shown at t to the last."""
         time, shown, gap = 0.0, None, 0.0
-        for later, frame in self._frames("video", t):
+        for later, frame in self.file.frames("video", t):
             if shown is not None:
                 if later <= time:  # damage can turn time back
                     continue
@@ -253,6 +239,97 @@ class Media(Container):
             yield time, time + self._length(gap, shown.duration), shown
 
     def _length(self, gap: float, duration: int | None) -> float:
-        """Seconds for which the last picture is shown: as the one before it, or as the file says, whichever is longer"""
-        stream = self._streams["video"]
-        return max(gap, (duration or 0) * self._units[stream.index]) or 1 / rate_of(stream)
+        """Seconds for which the last frame is shown: as the one before it, or as the file says, whichever is longer"""
+        return max(gap, (duration or 0) * self.file.unit("video")) or 1 / self.file.rate()
+
+    def _selected(self, t: float, times: np.ndarray) -> Iterator[tuple]:
+        """As `_shown`, but only the frames shown at one of `times`, and no frame is decoded that is of no use for them.
+
+        Until when a frame is shown is known once the next one is; what is decoded later is not shown before that. Raises Doubt.
+        """
+        packets, context = self._from_key(t), self.file.streams["video"].codec_context
+        held, order, decoded = deque(), [], -math.inf  # packets to decode; timestamps to show, and of the last to decode
+        needed: dict[int, tuple[float, float]] = {}    # timestamp: when that frame is shown
+        last, hidden, size = None, -math.inf, 0
+        try:
+            for packet in chain(packets, [None]):
+                if packet is None:
+                    decoded = math.inf
+                else:
+                    if packet.pts is None or packet.pts in order[-100:] or (packet.dts or packet.pts) > packet.pts:
+                        raise Doubt
+                    if packet.is_discard:
+                        hidden = max(hidden, packet.pts)
+                    else:
+                        insort(order, packet.pts)
+                    if order and hidden > order[0]:
+                        raise Doubt
+                    held.append(packet)
+                    size += packet.size
+                    decoded = decoded if packet.dts is None else max(decoded, packet.dts)
+                while held:
+                    one, place = held[0], bisect_right(order, held[0].pts)
+                    if not one.is_discard:
+                        if decoded < (order[place] if place < len(order) else math.inf):
+                            break
+                        if interval := self._interval(one, order, place, times):
+                            needed[one.pts] = interval
+                            last = one.pts if times[-1] < interval[1] - EPS else last
+                    size -= held.popleft().size
+                    context.skip_frame = "DEFAULT" if one.pts in needed else "NONREF"
+                    yield from self._decoded(context, one, needed)
+                if last is not None and all(one.pts > last for one in held):
+                    break
+                if size > MAX_HELD:
+                    raise Doubt
+                del order[1:-100]
+            context.skip_frame = "DEFAULT"
+            yield from self._decoded(context, None, needed)
+            if needed or last is None:
+                raise Doubt
+        finally:
+            packets.close()
+            context.skip_frame = "DEFAULT"
+
+    def _from_key(self, t: float) -> Iterator[av.Packet]:
+        """The packets from a key frame at or before t on. Raises Doubt."""
+        for _ in self.file.places("video", t):
+            with closing(self.file.packets("video")) as packets:
+                key = next((packet for packet in packets if packet.is_keyframe), None)
+                begin = self.file.time("video", key.pts) if key and key.pts is not None else math.inf
+                if begin <= self.file.due("video", t) + EPS:
+                    yield key
+                    for packet in packets:
+                        # Frames that are shown before the key frame they follow are made from others before it.
+                        if begin > t + EPS and (packet.pts or 0) < key.pts:
+                            raise Doubt
+                        yield packet
+                    return
+        raise Doubt
+
+    def _interval(self, packet: av.Packet, order: list[int], place: int, times: np.ndarray) -> tuple[float, float] | None:
+        """When a frame is shown, before the one at `place` of `order`; None where it is not asked for."""
+        begin = self.file.time("video", packet.pts)
+        if place < len(order):
+            until = self.file.time("video", order[place])
+        else:
+            gap = begin - self.file.time("video", order[place - 2]) if place > 1 else 0.0
+            until = begin + self._length(gap, packet.duration)
+            if times[-1] >= until - EPS:  # where a video ends is told by its frames
+                raise Doubt
+        asked = bisect_left(times, begin - EPS if place > 1 else -math.inf) < bisect_left(times, until - EPS)
+        return (begin, until) if asked else None
+
+    def _decoded(self, context, packet: av.Packet | None, needed: dict[int, tuple[float, float]]) -> Iterator[tuple]:
+        """What comes out of the decoder for a packet: (seconds, seconds until which it is shown, frame) of those needed."""
+        try:
+            frames = context.decode(packet)
+        except Exception:  # a damaged packet can raise more than PyAV's own errors
+            raise Doubt from None
+        for frame in frames:
+            self.file.charge(frame.width * frame.height)
+            # A packet may have been that of one of two fields; what stands in for damage can be of any frame.
+            if frame.interlaced_frame or frame.is_corrupt or (needed and min(needed) < frame.pts):
+                raise Doubt
+            if frame.pts in needed:
+                yield *needed.pop(frame.pts), frame

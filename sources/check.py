@@ -91,7 +91,7 @@ def examine(task: tuple[Path, int, bool]) -> str | None:
                 return "wrong checksum"
             first, last = starts(row, media.duration, FRAMES / FPS)
             if whole:
-                for _ in media.pictures(first, FPS, SIZE):
+                for _ in media.frames(first, FPS, SIZE):
                     pass
             for start in sorted({first, (first + last) / 2, last}):
                 media.video(start, FRAMES, FPS, size=SIZE)

@@ -247,7 +247,7 @@ def pack_row(task: tuple[Path, int, Form, str]) -> list[tuple[str, float, float]
                 return [(str(where[0]), row.start, row.end)]
             size = tuple(max(2, round(side * scale / 2) * 2) for side in (media.height, media.width))
             most = math.floor((row.end - row.start) * form.fps + 1e-6) if row.end < math.inf else None
-            frames = itertools.islice(media.pictures(row.start, form.fps, size), most and max(1, most))
+            frames = itertools.islice(media.frames(row.start, form.fps, size), most and max(1, most))
             pieces, clips, done = max(1, round(length / form.seconds)), [], 0
             for k in range(pieces):
                 first = next(frames, None)

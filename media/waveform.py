@@ -1,0 +1,54 @@
+"""Files of audio alone that libsndfile knows, read through it: the length is counted, and a seek lands on the sample."""
+
+import io
+import math
+from collections.abc import Iterator
+
+import av
+import soundfile
+
+from media.container import Container
+
+FORMATS = {"wav", "w64", "flac", "ogg", "mp3", "aiff"}  # as FFmpeg names them
+MAX_INSIDE = 64 << 20                                   # bytes of a file inside another that are copied to be read
+
+
+class Waveform:
+    """The samples of a file of one or two channels (how more are ordered, libsndfile leaves to the format)."""
+
+    def __init__(self, file: soundfile.SoundFile):
+        self.file, self.rate, self.duration = file, file.samplerate, file.frames / file.samplerate
+
+    @classmethod
+    def of(cls, container: Container) -> "Waveform | None":
+        """The samples of an open file, or None where libsndfile is not the one to read them."""
+        if container.format not in FORMATS or (container.size or 0) > MAX_INSIDE:
+            return None
+        try:
+            source = container.file
+            if container.size is not None or container.offset:
+                with open(container.file, "rb") as whole:
+                    whole.seek(container.offset)
+                    source = io.BytesIO(whole.read(MAX_INSIDE))
+            file = soundfile.SoundFile(source)
+        except Exception:  # what it does not know, or takes for damaged, FFmpeg may
+            return None
+        if file.channels > 2 or file.samplerate < 1000 or not 0 < file.frames < 1e6 * file.samplerate:
+            return None
+        # It guesses the length of an MP3 without a header, and where to seek in it.
+        if container.format == "mp3" and abs(file.frames / file.samplerate - container.duration) > 0.1:
+            return None
+        return cls(file)
+
+    def blocks(self, t: float) -> Iterator[tuple[float, av.AudioFrame]]:
+        """(seconds, block) from t or a little earlier to the end, in tenths of a second, the same wherever it begins."""
+        size = max(1, self.rate // 10)
+        first = max(0, math.floor(t * self.rate / size)) * size
+        if first >= self.file.frames:
+            return
+        self.file.seek(first)
+        while len(part := self.file.read(size, "float32", always_2d=True)):
+            block = av.AudioFrame.from_ndarray(part.reshape(1, -1), "flt", "mono" if part.shape[1] == 1 else "stereo")
+            block.sample_rate = self.rate
+            yield first / self.rate, block
+            first += len(part)
