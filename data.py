@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from engine.errors import TooManyBad
 from engine.loading import InFlight
 from engine.sampling import Sampler, generator
+from media import Unreadable
 from media.cache import Reader
 from media.captions import nearest
-from media.decode import Unreadable
 from sources.index import Index, Row, complement, starts, windows
 from tools import augment
 

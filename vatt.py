@@ -21,7 +21,7 @@ import droptoken
 import tokenize
 from engine.run import Run, load_weights
 from heads import Heads
-from media import decode
+from media import Media
 from tools import augment
 from transformer import SIZES, Size, Transformer, truncated_normal_
 from weights import files, official
@@ -223,10 +223,10 @@ class Trained(VATT):
     def embed_video(self, path: str | Path, space: str = "vt", windows: int = 4) -> torch.Tensor:
         """A video file -> (d_vt,), or (d_va,) for space "va": the mean over `windows` clips spread over the film.
 
-        Raises decode.Unreadable. Compare "vt" with `embed_text`, "va" with `embed_audio`.
+        Raises media.Unreadable. Compare "vt" with `embed_text`, "va" with `embed_audio`.
         """
         c = self.config
-        with decode.Media(path) as media:
+        with Media(path) as media:
             box = augment.centre_box(media.width, media.height)
             clips = [media.video(s, c.frames, c.fps, box, (c.size, c.size)) for s in self.starts(media, windows)]
         z = self.backbones.video(augment.augment(torch.from_numpy(np.stack(clips)).to(self.device)))
@@ -234,9 +234,9 @@ class Trained(VATT):
 
     @torch.no_grad()
     def embed_audio(self, path: str | Path, windows: int = 4) -> torch.Tensor:
-        """A sound or video file -> (d_va,). Raises decode.Unreadable, ValueError where it has no sound."""
+        """A sound or video file -> (d_va,). Raises media.Unreadable, ValueError where it has no sound."""
         c = self.config
-        with decode.Media(path) as media:
+        with Media(path) as media:
             clips = [media.audio(s, c.samples, c.rate) for s in self.starts(media, windows)]
         z = self.backbones.audio(torch.from_numpy(np.stack(clips)).to(self.device))
         return F.normalize(self.heads.audio(z).mean(0), dim=0)
@@ -252,7 +252,7 @@ class Trained(VATT):
         """Where the weights are"""
         return self.backbones.W_vp.device
 
-    def starts(self, media: decode.Media, windows: int) -> list[float]:
+    def starts(self, media: Media, windows: int) -> list[float]:
         """Seconds at which evenly spread clips begin, on whole frames"""
         last = max(0.0, media.duration - self.config.frames / self.config.fps)
         return [math.floor(last * i / max(1, windows - 1) * self.config.fps + 1e-6) / self.config.fps for i in range(windows)]

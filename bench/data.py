@@ -31,7 +31,7 @@ from bench import index, table
 from engine import loading
 from engine.processes import Processes
 from engine.sampling import Sampler
-from media.decode import Media
+from media import Media
 from media.encode import Encoder
 from sources import layouts
 from sources.index import Index

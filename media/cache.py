@@ -1,70 +1,78 @@
-"""Short films decoded once and kept in memory, for data sets that fit there: a demo, a few hundred films of one's own."""
+"""Short videos decoded once and kept in memory, for data sets that fit there: a demo, a few hundred videos of one's own."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from media.decode import Media, Unreadable
+from media.container import EPS, Unreadable
+from media.decode import Media
 
-LONGEST = 30.0  # seconds; of a longer film it is cheaper to decode the clip alone
+LONGEST = 30.0  # seconds; of a longer video it is cheaper to decode the clip alone
 
 
 class Reader:
-    """Opens media files. With `cache` GB, short films come from memory, `size` pixels wide, at `fps` and `rate`."""
+    """Opens media files. With `cache` GB, short videos come from memory, their shorter side `size`, at `fps` and `rate`."""
 
     def __init__(self, size: int, fps: float, rate: int, cache: float = 0.0):
-        self.size, self.fps, self.rate, self.cache = size, fps, rate, cache
-        self.kept, self.room = {}, cache * 1e9
+        self.size, self.fps, self.rate, self.room = size, fps, rate, cache * 1e9
+        self.kept: dict[tuple, Decoded] = {}
 
     def open(self, path, offset: int = 0, size: int | None = None, name: str | None = None) -> "Media | Decoded":
-        """As `Media`. Whether a film is in memory already does not change what is read of it."""
-        if (path, offset) in self.kept:
-            return self.kept[path, offset]
-        media = Media(path, offset, size, name)
-        if not self.cache or media.duration > LONGEST:
-            return media
-        with media:
-            whole = Decoded(media, self.size, self.fps, self.rate)
-        if whole.nbytes <= self.room:
-            self.kept[path, offset], self.room = whole, self.room - whole.nbytes
-        return whole
+        """As `Media`: what a file gives and refuses does not depend on whether it is in memory."""
+        source = (path, offset, size, name)
+        if source not in self.kept:
+            media = Media(*source)
+            if not self.room or media.duration > LONGEST:
+                return media
+            with media:
+                whole = Decoded(source, media, self.size, self.fps, self.rate)
+            if whole.nbytes > self.room:
+                return whole
+            self.kept[source], self.room = whole, self.room - whole.nbytes
+        return self.kept[source]
 
 
 class Decoded:
-    """A film decoded whole, in memory, that is read like `decode.Media`."""
+    """A video decoded whole, when first asked for, that is read like `Media`."""
 
-    def __init__(self, media: Media, size: int, fps: float, rate: int):
-        self.path, self.duration, self.has_audio = media.path, media.duration, media.has_audio
-        self.frames = np.zeros((0, 0, 0, 3), np.uint8)
-        if media.has_video:
-            scale = size / min(media.width, media.height)
-            width, height = (min(max(size, round(x * scale)), 8 * size) for x in (media.width, media.height))
-            self.frames = media.video(0.0, max(1, round(media.duration * fps)), fps, size=(height, width))
-        samples = max(1, round(media.duration * rate))
-        wave = media.audio(0.0, samples, rate) if self.has_audio else np.zeros(0, np.float32)
-        self.wave = (wave * 32767).astype(np.int16)
-        self.nbytes = self.frames.nbytes + self.wave.nbytes
+    def __init__(self, source: tuple, media: Media, size: int, fps: float, rate: int):
+        self.source, self.size, self.fps, self.rate = source, size, fps, rate
+        self.path, self.duration, self.has_video, self.has_audio = media.path, media.duration, media.has_video, media.has_audio
+        self.nbytes = media.duration * (media.has_video * fps * 3 * 2 * size**2 + media.has_audio * rate * 2)  # 2:1, about
 
-    width = property(lambda self: self.shape[1], doc="Pixels of what is kept.")
-    height = property(lambda self: self.shape[0], doc="Pixels of what is kept.")
+    width = property(lambda self: self.frames.shape[2], doc="Pixels of what is kept.")
+    height = property(lambda self: self.frames.shape[1], doc="Pixels of what is kept.")
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width); Unreadable where there is sound alone"""
-        if not len(self.frames):
-            raise Unreadable(self.path, "no video")
-        return self.frames.shape[1:3]
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """All frames, (T, H, W, 3) uint8, `fps` of them a second; Unreadable"""
+        with Media(*self.source) as media:
+            scale = self.size / min(media.width, media.height)
+            width, height = (min(max(self.size, round(x * scale)), 8 * self.size) for x in (media.width, media.height))
+            return np.stack([frame.copy() for frame in media.frames(0.0, self.fps, (height, width))])
+
+    @cached_property
+    def wave(self) -> np.ndarray:
+        """All of the audio, (S,) int16; Unreadable"""
+        with Media(*self.source) as media:
+            return (media.audio(0.0, max(1, round(self.duration * self.rate)), self.rate) * 32767).astype(np.int16)
 
     def video(self, start: float, frames: int, fps: float, box, size: tuple[int, int]) -> np.ndarray:
-        """As `Media.video`, from the frames in memory"""
-        height, width = self.shape
-        at = (round(start * fps) + np.arange(frames)) % len(self.frames)
-        return crop(self.frames[at], box(width, height) if callable(box) else box, size)
+        """As `Media.video`, from the frames in memory; decoded anew where it begins between two of them."""
+        first = round(start * self.fps)
+        if fps != self.fps or abs(start - first / fps) > EPS:
+            with Media(*self.source) as media:
+                return media.video(start, frames, fps, box, size)
+        if first >= len(self.frames):
+            raise Unreadable(self.path, "start past the end")
+        box = box(self.width, self.height) if callable(box) else box
+        return crop(self.frames[(first + np.arange(frames)) % len(self.frames)], box, size)
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
-        """As `Media.audio`, from the sound in memory"""
+        """As `Media.audio`, from the audio in memory"""
         wave = self.wave[round(start * rate) :][:samples].astype(np.float32) / 32767
         return np.pad(wave, (0, samples - len(wave)))
 
@@ -76,7 +84,7 @@ class Decoded:
 
 
 def crop(frames: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
-    """uint8 (T, H, W, 3), box (left, top, right, bottom) in fractions -> uint8 (T, h, w, 3), bilinear"""
+    """(T, H, W, 3) uint8 cut to a box (left, top, right, bottom) in fractions, resized to `size` = (h, w): bilinear, uint8"""
     height, width = frames.shape[1:3]
     left, top = math.floor(box[0] * width), math.floor(box[1] * height)
     right, bottom = max(left + 1, round(box[2] * width)), max(top + 1, round(box[3] * height))

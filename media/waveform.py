@@ -43,9 +43,7 @@ class Waveform:
     def blocks(self, t: float) -> Iterator[tuple[float, av.AudioFrame]]:
         """(seconds, block) from t or a little earlier to the end, in tenths of a second, the same wherever it begins."""
         size = max(1, self.rate // 10)
-        first = max(0, math.floor(t * self.rate / size)) * size
-        if first >= self.file.frames:
-            return
+        first = min(max(0, math.floor(t * self.rate / size)), (self.file.frames - 1) // size) * size
         self.file.seek(first)
         while len(part := self.file.read(size, "float32", always_2d=True)):
             block = av.AudioFrame.from_ndarray(part.reshape(1, -1), "flt", "mono" if part.shape[1] == 1 else "stereo")

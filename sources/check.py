@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from engine.errors import fail, printable, user_errors
 from engine.workers import Failed, map_isolated
-from media.decode import Media, Unreadable
+from media import Media, Unreadable
 from sources import layouts
 from sources.index import Index, opened, starts
 from sources.shards import checksum

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from media import Media, Unreadable
 from media.captions import Caption
-from media.decode import Media, Unreadable
 
 FORMAT = 3                                          # 2, which is read too, had spans of float32 and no labels
 SHARD = "shard-{:06d}.tar"

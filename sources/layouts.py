@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from engine import errors
 from engine.workers import Failed, map_isolated
-from media import captions
-from media.decode import Media, Unreadable
+from media import Media, Unreadable, captions
 from sources import index
 from sources.beside import beside
 from sources.index import Row

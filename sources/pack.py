@@ -25,8 +25,8 @@ from tqdm import tqdm
 from engine.errors import fail, user_errors
 from engine.run import Run, write_text
 from engine.workers import Failed, map_isolated
+from media import Media, Unreadable
 from media.captions import Caption, nearest
-from media.decode import Media, Unreadable
 from media.encode import Encoder
 from sources import index, layouts
 from sources.check import write_broken

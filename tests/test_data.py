@@ -22,7 +22,7 @@ from engine import loading
 from engine.errors import TooManyBad
 from engine.loop import FailureBudget
 from engine.sampling import Sampler
-from media.decode import Unreadable
+from media import Unreadable
 from sources import index, layouts
 
 RECIPE = data.Recipe(frames=4, fps=10.0, size=16, rate=8000, samples=3200, words=6)

@@ -21,7 +21,7 @@ from runs import CONFIG, finetuned, pretrained
 import evaluate
 import vatt
 from engine.processes import Processes
-from media.decode import Media
+from media import Media
 from sources import official
 from tools import augment, classifier, embed, views
 from tools.metrics import classification_metrics, multilabel_metrics

@@ -7,7 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from test_decode import B_FRAMES, FILMS, FPS, OPEN_GROUPS, film, numbered, numbers, sine, sound, yuv
+from test_decode import B_FRAMES, FILMS, FPS, OPEN_GROUPS, doubted, film, numbered, numbers, sine, sound, yuv
 
 from media import decode
 from media.decode import Media, Unreadable
@@ -36,13 +36,22 @@ def test_what_is_passed_over_changes_no_bit_of_what_is_shown(tmp_path, monkeypat
         path = film(tmp_path / name, MOVING, **how)
     except av.codec.codec.UnknownCodecError:
         pytest.skip("this FFmpeg cannot encode it")
-    real, taken = Media._pick, []
-    monkeypatch.setattr(Media, "_pick", lambda *given: taken.append(real(*given)) or taken[-1])
+    real, taken = Media._selected, []
+
+    def watched(media, t, times):
+        taken.append(True)
+        try:
+            yield from real(media, t, times)
+        except decode.Doubt:
+            taken[-1] = False
+            raise
+
+    monkeypatch.setattr(Media, "_selected", watched)
     clips = (0.0, 8, 10), (1.03, 8, 10), (0.61, 12, 25), (1.3, 3, 3), (2.0, 2, 10), (0.4, 9, 60)
     with Media(path) as media:
         fast = [media.video(*clip, (0.1, 0, 0.9, 0.7), (40, 40)) for clip in clips]
-        assert all(taken) == is_fast, taken
-        monkeypatch.setattr(Media, "_pick", lambda *_: False)
+        assert (bool(taken) and all(taken)) == is_fast, taken
+        monkeypatch.setattr(Media, "_selected", doubted)
         for clip, got in zip(clips, fast, strict=True):
             assert np.array_equal(got, media.video(*clip, (0.1, 0, 0.9, 0.7), (40, 40))), clip
 
@@ -51,7 +60,7 @@ def test_pictures_that_nobody_sees_are_not_decoded(tmp_path, monkeypatch):
     path = film(tmp_path / "a.mp4", MOVING, options={"x264-params": "bframes=3:b-pyramid=none:b-adapt=0:keyint=64"})
     with Media(path) as media:
         pictures = []
-        monkeypatch.setattr(media, "_spend", lambda work: pictures.append(work) if work != 1e4 else None)
+        monkeypatch.setattr(media.file, "charge", lambda work: pictures.append(work) if work != 2e3 else None)
         media.video(0.0, 16, 12.5)                                        # every other picture
         assert len(pictures) < 45
         pictures.clear()
@@ -62,13 +71,13 @@ def test_pictures_that_nobody_sees_are_not_decoded(tmp_path, monkeypatch):
 def test_a_picture_that_does_not_come_is_looked_for_the_plain_way(tmp_path, monkeypatch):
     path = film(tmp_path / "a.mp4", MOVING, options=B_FRAMES)
     with Media(path) as media:
-        plain, real = media.video(0.3, 8, 10), decode.Media._paint
-        for harm in (lambda media, packets, places, paint: real(media, packets[:9], places, paint) and False,
-                     lambda media, packets, places, paint: real(media, packets, {**places, -1: [0]}, paint)):
-            monkeypatch.setattr(Media, "_paint", harm)
+        plain, real = media.video(0.3, 8, 10), Media._decoded
+        for harm in (lambda media, context, packet, needed: real(media, context, None if needed else packet, needed),
+                     lambda media, context, packet, needed: real(media, context, packet, {**needed, -1: (0, 0)})):
+            monkeypatch.setattr(Media, "_decoded", harm)
             assert np.array_equal(media.video(0.3, 8, 10), plain)
-        monkeypatch.setattr(Media, "_paint", real)
-        for held in (10, 1e4):
+        monkeypatch.setattr(Media, "_decoded", real)
+        for held in (10, 1e3):
             monkeypatch.setattr(decode, "MAX_HELD", held)
             assert np.array_equal(media.video(0.3, 8, 10), plain)
 
@@ -143,7 +152,7 @@ def test_packets_without_end_are_refused(tmp_path, monkeypatch):
     from media import container
 
     path = film(tmp_path / "a.mkv", MOVING, muxer={"live": "1"})
-    monkeypatch.setattr(container, "MAX_WORK", 60e4)
+    monkeypatch.setattr(container, "MAX_WORK", 60 * 2e3)
     with pytest.raises(Unreadable, match="too much to decode"), Media(path) as media:
         _ = media.duration
 

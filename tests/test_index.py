@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from media import Unreadable
 from media.captions import Caption
-from media.decode import Unreadable
 from sources.index import Index, Place, Row, complement, held_out, point, starts, windows, write
 
 ROWS = [

@@ -26,8 +26,8 @@ import data
 import vatt
 from engine import loading
 from engine.sampling import Sampler
+from media import Media
 from media.captions import Caption, nearest
-from media.decode import Media
 from sources import index, layouts, pack
 from sources.shards import Shard, checksum
 

@@ -25,7 +25,7 @@ from engine import loading
 from engine.errors import printable
 from engine.processes import Processes
 from engine.run import write_whole
-from media.decode import Media, Unreadable
+from media import Media, Unreadable
 from sources import index
 from sources.index import Index, Row
 from sources.labelled import TYPES, Files

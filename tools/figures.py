@@ -84,7 +84,7 @@ def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, pat
     install"""
     if not (plt := pyplot()):
         return "pip install matplotlib draws these moments too"
-    from media.decode import Media
+    from media import Media
 
     rows = []
     for film, start, end, text in moments:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 import data
 from engine import loading
 from engine.sampling import Sampler
-from media import decode
+from media import Unreadable
 from media.cache import Reader
 from sources.index import Index, Row, starts, windows
 from tools import augment
@@ -82,7 +82,7 @@ class Views(Dataset):
         """(S,) float32 from `start` on, zeros from `end` on: what comes then may be another file's part, with another label"""
         r = self.recipe
         if not media.has_audio:
-            raise decode.Unreadable(media.path, "no sound")
+            raise Unreadable(media.path, "no sound")
         wave = media.audio(start, r.samples, r.rate)
         wave[round(min(end - start, 1e6) * r.rate):] = 0
         return wave
@@ -130,7 +130,7 @@ class Testing(Views):
                     h, w = shape(media.width, media.height, r.size)
                     x = [view for start in at
                          for view in crops(self.pixels(media, start, item.end, (0, 0, 1, 1), (h, w)), r.size, r.crops)]
-        except decode.Unreadable as e:
+        except Unreadable as e:
             return None, [(str(e.path), e.reason)]
         return dict(x=np.stack(x), y=self.target(item), path=name, number=i), []
 
