@@ -43,7 +43,8 @@ TYPES = {
 LABELS = ("labels", "label_ends")
 PLACES = np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
-BLOCK = 1 << 16                                     # rows or captions looked at together
+BLOCK = 1 << 12                                     # rows written, or captions read, together
+MANY = 1 << 16                                      # rows looked at together
 
 
 class Place(NamedTuple):
@@ -133,34 +134,43 @@ def point(folder: Path, at: Path) -> None:
 def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int]:
     """Writes all files but index.json; -> {"rows": .., "cues": .., "labels": .., "crc": of all places}."""
     types, crc = types_of(packed), 0
+    columns: dict[str, list] = {name: [] for name in types}         # of some rows: numbers, or bytes as they are
+    count = path_end = cue_end = text_end = label_end = 0
+    for name in ("path_ends", "cue_ends", "text_ends", "label_ends"):
+        columns[name].append(0)
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in types}
 
-        def append(name: str, values: Any) -> None:
-            files[name].write(np.array(values, types[name]).tobytes())
+        def flush() -> int:
+            for name, values in columns.items():
+                as_bytes = values and isinstance(values[0], bytes)
+                block = b"".join(values) if as_bytes else np.array(values, types[name]).tobytes()
+                files[name].write(block)
+                values.clear()
+            return zlib.crc32(block, crc) if packed else 0          # the last column is that of the places
 
-        count = path_end = cue_end = text_end = label_end = 0
-        for name in ("path_ends", "cue_ends", "text_ends", "label_ends"):
-            append(name, 0)
         for row in rows:
             path = os.fsencode(row.path)
             texts = [caption.text.encode("utf-8", "replace") for caption in row.captions]
             ends = list(accumulate(map(len, texts), initial=text_end))
             count, path_end, cue_end, text_end = count + 1, path_end + len(path), cue_end + len(texts), ends[-1]
             label_end += len(row.labels)
-            files["paths"].write(path)
-            files["hashes"].write(hashlib.blake2b(path, digest_size=8).digest())
-            files["texts"].write(b"".join(texts))
-            append("path_ends", path_end)
-            append("spans", (row.start, row.end))
-            append("cue_ends", cue_end)
-            append("times", [caption[:2] for caption in row.captions])
-            append("text_ends", ends[1:])
-            append("labels", row.labels)
-            append("label_ends", label_end)
+            columns["paths"].append(path)
+            columns["path_ends"].append(path_end)
+            columns["hashes"].append(hashlib.blake2b(path, digest_size=8).digest())
+            columns["spans"] += (row.start, row.end)
+            columns["cue_ends"].append(cue_end)
+            for caption in row.captions:
+                columns["times"] += caption[:2]
+            columns["texts"] += texts
+            columns["text_ends"] += ends[1:]
+            columns["labels"] += row.labels
+            columns["label_ends"].append(label_end)
             if packed:
-                append("places", tuple(row.place))
-                crc = zlib.crc32(np.array(tuple(row.place), PLACES).tobytes(), crc)
+                columns["places"].append(tuple(row.place))
+            if count % BLOCK == 0:
+                crc = flush()
+        crc = flush()
     if not label_end:
         for name in LABELS:
             (folder / name).unlink()
@@ -300,12 +310,12 @@ def held_out(index: Index, share: float = 0.02, least: int = 1, most: int = 200)
     """
     # Ours: the paper names no held-out part of its pre-training data.
     files, enough = np.empty(0, np.uint64), math.ceil(most / share) if share else most + 1
-    for start in range(0, len(index), BLOCK):                   # with more files than `enough`, `most` decides anyway
-        block = index.data["hashes"][start : start + BLOCK]
+    for start in range(0, len(index), MANY):                   # with more files than `enough`, `most` decides anyway
+        block = index.data["hashes"][start : start + MANY]
         files = np.union1d(files, block[block < files[-1]] if len(files) > enough else block)[: enough + 1]
     count, rows = min(max(round(share * len(files)), least), most, len(files) - 1), []
-    for start in range(0, len(index) if count else 0, BLOCK):
-        block = index.data["hashes"][start : start + BLOCK]
+    for start in range(0, len(index) if count else 0, MANY):
+        block = index.data["hashes"][start : start + MANY]
         near = np.flatnonzero(block <= files[count - 1])
         rows.append(start + near[np.isin(block[near], files[:count])])
     return np.concatenate(rows) if rows else np.empty(0, np.int64)

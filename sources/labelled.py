@@ -1,23 +1,28 @@
-"""Labelled data: what a set of it is, and how one's own is written down (the official ones stand in `downstream.py`).
+"""Labelled data: what a set of it is, and how one's own is written down (the official ones stand in `official.py`).
 
     folder    a folder for each class, below train/ and val/ or, without those two, split by a hash of the names;
-              or films that lie loose, with subtitles beside them: each cue is the caption of its part of the film
-    csv       path,label[,start,end][,split] or path,caption[,start,end], paths from where the csv lies, times in seconds
+              or videos that lie loose, with captions beside them: each is the caption of its part of the video
+    csv       path,label[,start,end][,split] or path,caption[,start,end], paths from where the csv lies, times in seconds;
+              or lines "path label" without a header; in one list, or in train.csv and val.csv
 
 What is listed and not there is counted; what is doubtful becomes a line of `problems`; what cannot be is a ValueError.
 """
 
 import csv
+import functools
 import hashlib
 import math
 import os
 import re
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from engine import errors
 from media.captions import MAX_BYTES, Caption, seconds
@@ -31,6 +36,9 @@ TYPES = {suffix: kind for kind, suffixes in (("video", layouts.VIDEOS), ("audio"
          for suffix in suffixes}
 TRAIN, TEST = ("train", "training"), ("val", "valid", "validate", "validation", "test", "testing", "eval")
 CAPTIONS = ("caption", "text", "sentence")              # of these columns, the first that is there
+OWN = ("labels.csv", "captions.csv")                    # in a folder, they say what it is
+PLAIN = re.compile(r"(.*\S)[\s,;]+(\S+)")               # a path and a label
+MOST = 100_000                                          # classes
 SHARE = 5                                               # one file in so many is held out where nothing says which
 
 
@@ -152,7 +160,13 @@ def folder(files: Files, part: int = 1) -> Labelled:
         outside = f"outside {names[0]}/CLASS and {names[1]}/CLASS" if parted else "in no folder of a class"
         files.problems.append(f"{files.root}: {len(loose)} files lie {outside} and are left out, first {loose[0]}")
     if not parted:
-        rows = apart(rows[0])
+        keys = np.array([key(path) for path, _ in rows[0]], np.uint64)
+        held = np.isin(keys, fifth(keys, np.unique([name for _, name in rows[0]], return_inverse=True)[1]))
+        rows = [[row for row, test in zip(rows[0], held, strict=True) if test == side] for side in (False, True)]
+    if plain := [name for name in sorted(os.listdir(files.root)) if name.lower().endswith((".csv", ".txt"))
+                 and names_media(files.root / name)]:
+        files.problems.append(f"{files.root}: {len(plain)} lists in it are not read, first {plain[0]} (--data "
+                              f"csv={files.root / plain[0]} reads it)")
     classes = sorted({name for _, name in rows[0]})
     number = {name: i for i, name in enumerate(classes)}
     items = [[(path, path, 0.0, math.inf, known(number, name, f"{files.root / path}", "the folders of training"))
@@ -170,63 +184,143 @@ def captioned(files: Files) -> Labelled:
     return files.labelled([], [], rows, kind="video")
 
 
-def table(path: Path, column: str, problems: list[str], out: Path, outside: bool = False) -> Labelled:
-    """A csv with a header; labels from `column`, else "label", else captions. Without `split`, one file in five is held out."""
-    read = list(columns(path, "path"))
-    has = list(read[0][1]) if read else []
-    label = column.lower() or next((name for name in ("label", *CAPTIONS) if name in has), "")
-    if label not in has:
-        raise ValueError(f"{path}: the first line names no column {label or 'label'}, but {', '.join(has) or 'nothing'}: "
-                         f"write path,label[,start,end][,split], or csv={path}:COLUMN")
-    rows: list[list[tuple]] = [[], []]
-    there: dict[str, str | None] = {}                   # path below root, by what is listed
-    root = path.parent.absolute()
-    for at, row in read:
-        start = seconds(row.get("start") or 0)
-        end = seconds(row.get("end") or math.inf)
+def fifth(keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The keys of files to hold out: of each class the fifth of its files with the smallest, at least one, never all.
+
+    keys (N,) of the files' paths, classes (N,). No order of files or machine changes the choice.
+    """
+    # Ours: for data without parts of their own (the paper's have theirs).
+    keys, first = np.unique(keys[::-1], return_index=True)                  # a file with several rows: by its last one
+    order = np.lexsort((keys, classes := classes[::-1][first]))
+    _, begin, counts = np.unique(classes[order], return_index=True, return_counts=True)
+    few = [keys[order[i : i + min(max(1, round(n / SHARE)), n - 1)]] for i, n in zip(begin, counts, strict=True)]
+    return np.concatenate([np.empty(0, np.uint64), *few])
+
+
+def key(*things) -> int:
+    """A number of 64 bits that stands for a path, or for a path and times."""
+    text = "\0".join(map(str, things)).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One's own lists
+
+def lists(root: Path) -> list[Path]:
+    """One's own lists in a folder: labels.csv or captions.csv, or one to train on and one to test on, if there are any."""
+    for name in OWN:
+        if (root / name).is_file():
+            return [root / name]
+    fits = lambda side, name: re.fullmatch(rf"{side}([-_ ]?(list|set|split|labels))?\.(csv|txt)", name, re.IGNORECASE)
+    names = sorted(name for name in os.listdir(root) if fits("(?:" + "|".join(TRAIN + TEST) + ")", name))
+    found = [[root / name for side in sides for name in names if fits(side, name) and names_media(root / name)]
+             for sides in (TRAIN, TEST)]
+    return [side[0] for side in found] if all(found) else []
+
+
+def names_media(path: Path) -> bool:
+    """Whether one of a file's first lines names a video, a sound or an image."""
+    if not path.is_file():
+        return False
+    words = (word for _, (_, line) in zip(range(5), lines(path), strict=False) for word in re.split(r'[\s,;"]+', line))
+    return any(os.path.splitext(word)[1].lower() in TYPES for word in words)
+
+
+def entries(path: Path, label: str) -> Iterator[tuple[int, str, float, float, str, str]]:
+    """(line, path, start, end, label, side) of a list; `label`: its column, "" where there is no header."""
+    if not label:
+        for at, line in lines(path):
+            if not (found := PLAIN.fullmatch(line)):
+                raise ValueError(f"{path}:{at}: {line[:80]!r} is no path and label: write path,label")
+            yield at, found[1].strip('"'), 0.0, math.inf, found[2].strip('"'), ""
+        return
+    for at, row in columns(path, "path"):
+        start, end = seconds(row.get("start") or 0), seconds(row.get("end") or math.inf)
         side = row.get("split", "").lower()
         if not (0 <= start < end and row["path"] and row[label]):
             raise ValueError(f"{path}:{at}: {row['path']!r} from {start:g} to {end:g} s is {row[label]!r}: every row needs a "
                              f"path, a label and, if there are times, 0 <= start < end in seconds")
         if "split" in row and side not in TRAIN + TEST:
             raise ValueError(f"{path}:{at}: split is {row['split']!r}: write train or val")
-        if (name := row["path"]) not in there:
-            place = os.path.normpath(os.path.relpath(root / name, root))
-            if place.startswith(os.pardir) and not outside:
+        yield at, row["path"], start, end, row[label], side
+
+
+def label_of(path: Path, column: str) -> str:
+    """The column of a list that holds labels or captions, "" where the list has no header; ValueError where it has none."""
+    first = next((line for _, line in lines(path)), "")
+    if (plain := PLAIN.fullmatch(first)) and os.path.splitext(plain[1].strip('"'))[1].lower() in TYPES and not column:
+        return ""
+    names = [name.lower() for name in next(fields(path), (1, []))[1]]
+    label = column.lower() or next((name for name in ("label", *CAPTIONS) if name in names), "")
+    if label not in names:
+        raise ValueError(f"{path}: the first line names no column {label or 'label'}, but {', '.join(names) or 'nothing'}: "
+                         f"write path,label[,start,end][,split], or csv={path}:COLUMN")
+    return label
+
+
+def table(paths: list[Path], column: str, problems: list[str], out: Path, outside: bool = False) -> Labelled:
+    """From one list, or one to train on and one to test on; labels from `column`, else "label", else captions.
+
+    Without sides one file in five is held out. Files outside the folder of the list are an error, unless `outside`. The list
+    is read twice, and in between some bytes a row are kept of it: it may be large.
+    """
+    root = above = paths[0].parent.absolute()
+    label = [label_of(path, column) for path in paths]
+    captioned = label[0] in CAPTIONS and not column
+    numbers: dict[str, int] = {}
+    kept = array("Q"), array("Q"), array("i"), array("b"), array("i")       # of each row: file, part, class, side, line
+    read = lambda: ((path, *entry) for path, name in zip(paths, label, strict=True) for entry in entries(path, name))
+    for path, at, name, start, end, what, side in read():
+        inside = os.path.normpath(os.path.relpath(root / name, root))
+        if inside.startswith(os.pardir):                                    # paths of an index lie below its root
+            above = Path(os.path.commonpath([above, os.path.normpath(root / name)]))
+            if not outside:
                 raise ValueError(f"{path}:{at}: {name!r} lies outside {path.parent}: put the list above its files, or give "
                                  f"--allow-outside where you trust it")
-            there[name] = place if (root / place).is_file() else None
-        rows[side in TEST].append((name, there[name], start, end, row[label]))
-    if any(place and place.startswith(os.pardir) for place in there.values()):      # paths of an index lie below its root
-        above = Path(os.path.commonpath([root, *(os.path.normpath(root / place) for place in there.values() if place)]))
-        rows = [[(row[0], row[1] and os.path.relpath(root / row[1], above), *row[2:]) for row in side] for side in rows]
-        root = above
-    files = Files(root, problems, out)
-    if label in CAPTIONS and not column:
-        return files.labelled([], [], rows[1] or rows[0])
-    if not rows[1] and "split" not in has:
-        held = {name for name, _ in apart([(row[0], row[4]) for row in {row[0]: row for row in rows[0]}.values()])[1]}
-        rows = [[row for row in rows[0] if (row[0] in held) == test] for test in (False, True)]
-    classes = sorted({row[4] for row in rows[0] or rows[1]})
+        number = -1 if captioned else numbers.setdefault(what, len(numbers))
+        test = side in TEST if side else len(paths) == 2 and path == paths[1]
+        for values, value in zip(kept, (key(name), key(name, start, end), number, test, at), strict=True):
+            values.append(value)
+        if len(numbers) > MOST:
+            raise ValueError(f"{path}:{at}: more than {MOST} classes: name the column of the labels, csv={path}:COLUMN")
+    files, parts, targets, tests, at = (np.frombuffer(values, values.typecode) for values in kept)
+    if captioned:
+        tests = tests if tests.any() else np.ones_like(tests)
+    elif len(paths) == 1 and not side:                                      # without the column `split`
+        tests = np.isin(files, fifth(files, targets))
+    told = paths[0] if len(paths) == 1 else root
+    contradictions(told, files, tests, at, "name a file to train on and to test on: its scores mean nothing", problems)
+    contradictions(told, parts, targets, at, "give a file two labels: each row counts", problems)
+    names = list(numbers)
+    if odd := [name for name in names if "|" in name]:
+        line = at[targets == numbers[odd[0]]][0]
+        problems.append(errors.printable(f"{told}: {len(odd)} labels hold a |, and each is one class, first: {odd[0]!r}, line "
+                                         f"{line}"))
+    used = {names[k] for k in np.unique(targets[tests == 0] if not tests.all() else targets).tolist() if k >= 0}
+    classes = sorted(used, key=lambda name: (int(name) if all(map(str.isdecimal, used)) else 0, name))
     number = {name: i for i, name in enumerate(classes)}
-    items = [[(*row[:4], known(number, row[4], f"{path}: {row[0]}", "the rows of training")) for row in side] for side in rows]
-    return files.labelled(classes, *items)
+
+    @functools.lru_cache(1 << 16)
+    def place(name: str) -> str | None:
+        return os.path.relpath(root / name, above) if (root / name).is_file() else None
+
+    def rows(test: bool):
+        for (path, line, name, start, end, what, _), side in zip(read(), tests, strict=True):
+            if side == test:
+                target = what if captioned else known(number, what, f"{path}:{line}: {name}", "the rows of training")
+                yield name, place(name), start, end, target
+
+    return Files(above, problems, out).labelled(classes, rows(False), rows(True))
 
 
-def apart(rows: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """(path, class) -> those to train on, those held out: of each class the fifth whose paths have the smallest hashes.
-
-    At least one of each is held out, and one is left to train on; no order of folders or machine changes the choice.
-    """
-    # Ours: for data without parts of their own (the paper's have theirs).
-    members: dict[str, list[str]] = {}
-    for path, name in rows:
-        members.setdefault(name, []).append(path)
-    held = set()
-    for paths in members.values():
-        paths.sort(key=lambda path: hashlib.blake2b(os.fsencode(path), digest_size=8).digest())
-        held.update(paths[:min(max(1, round(len(paths) / SHARE)), len(paths) - 1)])
-    return [[row for row in rows if row[0] not in held], [row for row in rows if row[0] in held]]
+def contradictions(told: Path, keys: np.ndarray, values: np.ndarray, at: np.ndarray, what: str, problems: list[str]) -> None:
+    """Adds a problem, with lines, where rows with the same key have different values."""
+    order = np.argsort(keys, kind="stable")
+    same = (keys[order][1:] == keys[order][:-1]) & (values[order][1:] != values[order][:-1])
+    if same.any():
+        first = min(np.flatnonzero(same), key=lambda i: order[i + 1])
+        one, other = at[order[first : first + 2]]
+        problems.append(f"{told}: {same.sum()} rows {what}, first: lines {one} and {other}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

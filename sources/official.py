@@ -17,7 +17,7 @@ from pathlib import Path
 
 from media import captions
 from sources import layouts
-from sources.labelled import TEST, Files, Labelled, columns, fields, folder, known, lines, stem, table
+from sources.labelled import TEST, Files, Labelled, columns, fields, folder, known, lines, lists, stem, table
 
 # value: the list by whose name a folder is recognised
 LISTS = {
@@ -28,7 +28,6 @@ LISTS = {
     "kinetics": r"(kinetics.*[-_])?(train|val|validate)\.csv",
 }  # fmt: skip
 ANNOTATIONS = re.compile(r"(ucfTrainTestlist|testTrainMulti.*|annotations?|meta|csv|lists?|splits?)", re.IGNORECASE)
-OWN = ("labels.csv", "captions.csv")                    # in a folder, they say what it is
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ def load(text: str, out: Path, problems: list[str], part: int = 1, outside: bool
     if not 1 <= part <= parts(text):
         has = f"has 1 to {parts(text)}" if parts(text) > 1 else "has only one"
         raise ValueError(f"there is no split or fold {part} of {text}: {name} {has}")
-    found = (table(path, column, problems, out, outside) if name == "csv"
+    found = (table([path] if path.is_file() else lists(path), column, problems, out, outside) if name == "csv"
              else KINDS[name](Files(path, problems, out), part))
     if not found.train and not found.test:
         first = f": put them there, the first is {found.missing[0]}" if found.missing else ""
@@ -68,13 +67,14 @@ def parse(text: str) -> tuple[str, Path, str]:
     if not path.exists():
         raise ValueError(f"{text}: there is no {path}: name a folder of media, or a csv")
     if path.is_dir() and name in ("", "csv"):
-        own = next((path / own for own in OWN if (path / own).is_file()), None)
+        own = lists(path)
         if name == "csv" and not own:
-            raise ValueError(f"{text}: {path} is a folder without {' or '.join(OWN)}: name the csv")
-        path = own or path
+            raise ValueError(f"{text}: {path} is a folder without labels.csv or captions.csv: name the csv")
+        if len(own) == 1 or name == "csv":
+            return "csv", own[0] if len(own) == 1 else path, column
     elif path.is_file() and name not in ("", "csv"):
         raise ValueError(f"{text}: {path} is a file: name the folder that holds it")
-    elif path.is_file() and not name and path.suffix.lower() != ".csv":
+    elif path.is_file() and not name and path.suffix.lower() not in (".csv", ".txt"):
         raise ValueError(f"{text}: {path} is neither a folder nor a csv")
     return name or ("csv" if path.is_file() else detect(path)), path, column
 
@@ -91,6 +91,8 @@ def detect(root: Path) -> str:
             if re.fullmatch(pattern, path.name, re.IGNORECASE) and path.is_file() and (
                     kind != "kinetics" or "youtube_id" in next(lines(path), (0, ""))[1]):  # others have a train.csv too
                 return kind
+    if lists(root):
+        return "csv"
     return "imagenet" if any(re.fullmatch("n[0-9]{8}", path.name) for path in root.glob("train/*")) else "folder"
 
 

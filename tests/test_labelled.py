@@ -3,13 +3,15 @@
 import math
 import pickle
 import tempfile
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from media.captions import Caption
 from sources import official
-from sources.labelled import apart
+from sources.labelled import fifth
 
 
 def load(text, problems, part=1, **how):
@@ -43,8 +45,8 @@ def test_a_folder_without_parts_holds_a_fifth_of_each_class_out_whatever_the_ord
     data = load(str(tmp_path), [])
     assert [sum(row.labels == (k,) for row in data.test) for k in range(3)] == [4, 1, 0]
     assert len(data.train) + len(data.test) == 24
-    rows = [(f"{i}.wav", "a") for i in range(20)]
-    assert sorted(apart(rows)[1]) == sorted(apart(rows[::-1])[1])
+    keys = np.arange(20, dtype=np.uint64) * 7919 % 20
+    assert fifth(keys, np.zeros(20, int)).tolist() == fifth(keys[::-1], np.zeros(20, int)).tolist() == [0, 1, 2, 3]
 
 
 def test_files_in_no_class_and_files_of_another_kind_are_told(tmp_path):
@@ -144,3 +146,58 @@ def test_files_outside_the_folder_of_a_list_are_taken_only_where_that_is_allowed
     path.write_text(f"path,label,split\n{inside},a,train\n2.mp4,a,val\n")
     data = load(str(path), [])
     assert [row.path for row in (data.train[0], data.test[0])] == ["2.mp4", "2.mp4"]
+
+
+def test_lines_of_path_and_label_need_no_header_and_their_numbers_are_in_order(tmp_path):
+    put(tmp_path, *(f"clips/a b {i}.mp4" for i in range(12)))
+    for name, between in (("train.csv", " "), ("train.txt", "\t"), ("any.csv", ",")):
+        (tmp_path / name).write_text("".join(f"clips/a b {i}.mp4{between}{i % 11}\n" for i in range(12)))
+        data = load(str(tmp_path / name), [])
+        assert data.classes == [str(i) for i in range(11)]
+        assert sorted(names(data.train) + names(data.test)) == sorted((f"a b {i}.mp4", i % 11) for i in range(12))
+
+
+def test_lists_to_train_and_to_test_on_say_what_a_folder_is(tmp_path):
+    put(tmp_path, *(f"clips/v{i}.mp4" for i in range(4)))
+    for name, numbers in (("train.csv", (0, 1)), ("val.csv", (2, 3)), ("test.csv", (0,))):
+        (tmp_path / name).write_text("".join(f"clips/v{i}.mp4 {i % 2}\n" for i in numbers))
+    data = load(str(tmp_path), [])
+    assert (data.classes, names(data.train), names(data.test)) == (["0", "1"], [("v0.mp4", 0), ("v1.mp4", 1)],
+                                                                    [("v2.mp4", 0), ("v3.mp4", 1)])
+
+
+def test_a_list_in_a_folder_of_classes_is_told(tmp_path):
+    put(tmp_path, "train/a/1.mp4", "val/a/2.mp4", "readme.txt", "notes.txt")
+    (tmp_path / "clips.csv").write_text("file,what\ntrain/a/1.mp4,a\n")
+    problems = []
+    load(str(tmp_path), problems)
+    assert problems == [f"{tmp_path}: 1 lists in it are not read, first clips.csv (--data csv={tmp_path}/clips.csv reads it)"]
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("path,label,split\nclips/0.mp4,a,train\nclips/1.mp4,a,train\nclips/0.mp4,a,val\nclips/1.mp4,a,val\n",
+     "2 rows name a file to train on and to test on: its scores mean nothing, first: lines 2 and 4"),
+    ("path,label\nclips/1.mp4,b\nclips/0.mp4,a\nclips/0.mp4,b\nclips/1.mp4,a\n",
+     "2 rows give a file two labels: each row counts, first: lines 3 and 4"),
+    ("path,label\nclips/0.mp4,a\nclips/1.mp4,b|c\n", "1 labels hold a |, and each is one class, first: 'b|c', line 3"),
+    ("path,label,start,end\nclips/0.mp4,a,0,1\nclips/0.mp4,b,1,2\nclips/1.mp4,a,0,1\n", None),
+])
+def test_lists_that_contradict_themselves_are_told_with_their_lines(tmp_path, text, said):
+    problems = []
+    load(str(table(tmp_path, text)), problems)
+    assert problems == ([f"{tmp_path}/labels.csv: {said}"] if said else [])
+
+
+def test_a_large_list_takes_a_few_times_its_own_bytes_and_one_of_too_many_classes_is_refused(tmp_path, monkeypatch):
+    put(tmp_path, "clips/0.mp4", "clips/1.mp4")
+    (tmp_path / "labels.csv").write_text("path,label\n" + "clips/0.mp4,running\nclips/1.mp4,jumping\n" * 10_000)
+    tracemalloc.start()
+    data = load(str(tmp_path), [])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(data.train) + len(data.test) == 20_000
+    assert most < 5 * (tmp_path / "labels.csv").stat().st_size + 1_000_000
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"clips/0.mp4,{i}\n" for i in range(8)))
+    monkeypatch.setattr("sources.labelled.MOST", 5)
+    with pytest.raises(ValueError, match=r"labels.csv:7: more than 5 classes"):
+        load(str(tmp_path), [])
