@@ -18,6 +18,7 @@ def keep(n: int, drop: float, keys: torch.Tensor) -> torch.Tensor:
     if not 0 <= drop < 1:
         raise ValueError(f"DropToken: the share to drop must be at least 0 and below 1, not {drop}")
     # Ours: another choice for each clip (official: one for all clips of a device).
+    # Ours: the dropped tokens are rounded (official: the kept ones are cut to whole numbers; one token apart at 0.3 or 0.9).
     kept = max(1, n - round(n * drop))
     order = _mix(_mix(keys)[:, None] + torch.arange(n, device=keys.device)).argsort(dim=1)  # (B, N)
     return order[:, :kept].sort(dim=1).values                                               # (B, N')

@@ -38,6 +38,8 @@ PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=
              colour=(32 / 255, 0.4, 0.4, 0.2), windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
 RECIPES = {
     # Section A.2.5.
+    # Paper: 320 pixels and no token dropped (A.2.1; official: the defaults are 224, and half of the tokens dropped).
+    # Paper: 100k steps on Moments in Time as on Kinetics (official: the released checkpoint of it had 150k).
     "video": {**PAPER, "steps": 100_000, "warmup": 2500, "batch": 64, "lr": 0.005, "smoothing": 0.1, "classifier_dropout": 0.5,
               "crops": 3, "frames": 32, "fps": 12.5, "size": 320},
     # Paper: a learning rate of 0.2 (A.3, in its published form; official: 0.005, that of video).
@@ -48,6 +50,7 @@ RECIPES = {
     "image": {**PAPER, "epochs": 50.0, "warmup": 2500, "batch": 512, "lr": 0.08, "smoothing": 0.1, "classifier_dropout": 0.5,
               "size": 384},
     # Section A.3.2.
+    # Paper: 50k steps (official: 1000 epochs).
     "linear": {**PAPER, "steps": 50_000, "warmup": 0, "batch": 64, "lr": 5e-4, "classifier_dropout": 0.0, "components": 128,
                "sampled": 13, "l2": 0.1, "svm_c": 1e-3},
 }
@@ -207,6 +210,7 @@ def settled(s: argparse.Namespace, found: Labelled) -> argparse.Namespace:
 def half_cosine(step: int, steps: int, lr: float, warmup: int) -> float:
     """Linear warm-up to `lr`, then half a period of a cosine down to 0 (Sections A.2.5, A.3)."""
     # Ours: at 0 from the end on (official: the cosine would climb again).
+    # Ours: the first step has a rate, too (official: step / warmup, 0 at first).
     if step < warmup:
         return lr * (step + 1) / warmup
     return lr / 2 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))

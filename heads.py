@@ -31,6 +31,7 @@ class BatchNorm(nn.Module):
         """x (..., d), valid (...) bool -> (..., d)"""
         mean, var = self.running_mean, self.running_var
         if self.training:
+            # Ours: statistics of the clips that have the modality (official: of all rows; text and audio have none).
             weight = x.new_ones(x.shape[:-1]) if valid is None else valid.to(x.dtype)
             rows, weight = x.flatten(0, -2), weight.flatten()[:, None]
             n = weight.sum()
@@ -40,6 +41,7 @@ class BatchNorm(nn.Module):
             with torch.no_grad():
                 share = self.momentum * enough.to(self.running_mean)
                 self.running_mean.lerp_(batch_mean.to(self.running_mean), share)
+                # Ours: unbiased, as torch keeps it (official: biased, as Keras does; n / (n - 1) apart).
                 unbiased = batch_var * n / (n - 1).clamp(min=1)
                 self.running_var.lerp_(unbiased.to(self.running_var), share)
             mean, var = torch.where(enough, batch_mean, mean), torch.where(enough, batch_var, var)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 def nce(z_v: torch.Tensor, z_a: torch.Tensor, temperature: float = 0.07, has_audio: torch.Tensor | None = None,
         rows: slice = slice(None)) -> torch.Tensor:
     """Eq. 4, mean over the clips with sound: MIL-NCE with one candidate.  z_v, z_a (B, d), has_audio (B,) bool -> scalar"""
+    # Ours: clips without sound are no anchors and no negatives (official: all clips count as having sound; paper: all have).
     return mil_nce(z_v, z_a[:, None], has_audio, temperature, rows)
 
 

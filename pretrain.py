@@ -250,6 +250,7 @@ def cosines(z_v: torch.Tensor, z: torch.Tensor, valid: torch.Tensor) -> tuple[to
 def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) -> float:
     """Linear warm-up to `lr`, then a quarter period of a cosine down to `lr_end` (Sections 4.1, A.2.4)."""
     # Paper: quarter period, the steps of the warm-up counted among all steps (official: half a period, 5k steps of warm-up).
+    # Ours: the first step has a rate, too: (step + 1) / warmup of it (official: step / warmup, 0 at first).
     if step < warmup:
         return lr * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -281,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.dry_run:
             return preview(args, gradients, clips, waiting)
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
+        # Ours: torch adds eps after the correction of the second moment (official: before it, as Keras does).
         optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=processes.device.type == "cuda" or None)
         training = loop.Training(run, processes, args, model, optimizer, state, model.config.to_json())
     introduce(args, processes, model, clips, held_out, words, training.first, waiting)

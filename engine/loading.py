@@ -61,6 +61,7 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes | None, worker
     Raises as `train_batches`; Stopped on all processes as soon as a signal has come to one.
     """
     processes = processes or Processes(solo=True)
+    # Ours: the last batch counts, however small (official: it is left out).
     loader = DataLoader(clips, batch_size=batch, sampler=range(processes.rank, len(clips), processes.world),
                         num_workers=workers, collate_fn=collate, worker_init_fn=start_worker)
     with contextlib.suppress(Stopped):

@@ -153,6 +153,7 @@ class Training:
         row.update({k: v if math.isfinite(v) else None for k, v in row.items()})
         self.in_a_row = self.in_a_row + 1 if not_finite else 0
         if not_finite:
+            # Ours: a gradient that is no number changes nothing (official: it is set to 0, and the step is taken).
             for buffer, before in zip(self.model.buffers(), self.buffers, strict=True):
                 buffer.copy_(before)
             row["not_finite"] = [path for part in self.processes.collect(self.batch["path"]) for path in part]

@@ -84,6 +84,7 @@ def starts(row: Row, duration: float, seconds: float) -> tuple[float, float]:
 
 def windows(first: float, last: float, n: int, fps: float) -> list[float]:
     """n starts from `first` to `last`, evenly spread, on whole frames; one is in the middle (A.2.5)."""
+    # Ours: on whole frames of the model's rate (official: of the stored rate; at most 0.08 s apart).
     shares = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
     return [first + math.floor((last - first) * share * fps + 1e-6) / fps for share in shares]
 

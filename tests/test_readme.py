@@ -73,7 +73,8 @@ def test_the_readme_names_flags_that_exist():
     torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
                 "--shutdown-timeout"}
     slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal", "--open-mode"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS)) <= ours | torchrun | slurm
+    docker = {"--network", "--read-only", "--user"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS)) <= ours | torchrun | slurm | docker
 
 
 COMMANDS = re.findall(r"^(?:torchrun .*? )?(?:python )?((?:pretrain|finetune|evaluate|data)\.py [^#\n]*?) *(?:#.*)?$",

@@ -52,6 +52,7 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
                     fail(3, "the SVM could not be saved, so the run is not finished; the same command fits it again")
             return task.score(s.steps, logits(model, test), test.y, test.failed), bad
         # Official: eps 1e-7 (the paper names Adam and its learning rate).
+        # Ours: torch adds eps after the correction of the second moment (official: before it, as Keras does).
         optimizer = torch.optim.Adam(model.classifier.parameters(), s.lr, eps=1e-7)
         training = loop.Training(task.run, processes, s, model, optimizer, task.state, model.describe())
     with training:
