@@ -23,11 +23,12 @@ import evaluate
 import losses
 import vatt
 from engine import arguments, loading, loop
-from engine.errors import Problems, fail, printable, user_errors
+from engine.errors import Problems, fail, keep_speaking, printable, user_errors
 from engine.processes import Processes
 from engine.run import Run
 from engine.sampling import key
 from sources import demo, official
+from sources.index import Index
 from sources.labelled import Labelled
 from tools import dry_run, linear, views
 from tools.classifier import READS, Classifier, pretrained, start_from
@@ -250,6 +251,12 @@ class Task(NamedTuple):
         """The score that the best weights are chosen by"""
         return "mAP" if self.data.multi else "top-1"
 
+    def files(self, rows: Index, recipe: views.Recipe) -> views.Testing:
+        """All views of the files of `rows`, but for those that have killed workers"""
+        files = views.Testing(rows, len(self.data.classes), recipe)
+        files.in_flight = loading.InFlight(skip=self.run.killers())
+        return files
+
     def best(self, step: int, scores: dict) -> dict:
         """The scores after `step` steps, with the best one so far; its weights are kept in best.pt."""
         best = max((row["held_out"][self.metric] for row in self.run.rows() if "held_out" in row), default=-1.0)
@@ -308,6 +315,9 @@ def train(s: argparse.Namespace, processes: Processes) -> dict:
             scores = run.results()[s.task]
             processes.print(f"{s.out} is finished; another --out makes another run\n{table(scores, found)}\n")
             return scores
+        processes.agree({f"--data, {part} files, in rows and their hash,": (len(rows), rows.digest())
+                         for part, rows in (("training", found.train), ("test", found.test))})
+        loading.check_open_files(s.workers)
         task = build(s, run, processes, found)
     processes.print(f"{s.task} {s.data}: {sum(p.numel() for p in task.model.parameters()) / 1e6:.1f} M parameters, "
                     f"{'pre-trained' if s.init and not s.scratch else 'random'} at first, {s.precision} on {processes.world} x "
@@ -338,7 +348,8 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
     """Train the whole model by SGD on random views (Sections A.2.5, A.3) -> its scores on the test files, the bad files"""
     s, run, processes, model = task.settings, task.run, task.processes, task.model
     clips = views.Training(task.data.train, len(task.data.classes), task.views, s.batch, s.seed)
-    test = views.Testing(task.data.test, len(task.data.classes), task.views)
+    clips.in_flight = loading.InFlight(skip=run.killers())
+    test = task.files(task.data.test, task.views)
     with user_errors():
         net = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world > 1 else model
         optimizer = SGD(model.parameters(), s.lr)
@@ -429,6 +440,7 @@ def table(scores: dict, found: Labelled) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The demo, one run, or one for each official split or fold and their mean."""
+    keep_speaking()
     with user_errors():
         processes = Processes(arguments.peek(argv, "--timeout", arguments.RUN["timeout"], type=arguments.positive))
         given = parse(argv)

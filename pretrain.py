@@ -29,7 +29,7 @@ import data
 import losses
 import vatt
 from engine import arguments, loading, loop
-from engine.errors import printable, user_errors
+from engine.errors import keep_speaking, printable, user_errors
 from engine.processes import Processes
 from engine.run import Run, lock
 from engine.sampling import Sampler, key
@@ -170,10 +170,16 @@ def datasets(args: argparse.Namespace, run: Run, processes: Processes) -> tuple:
     """-> the clips to train on, the held-out clips, the vocabulary"""
     train, held = sources(args, run, processes)
     words = vocabulary(args, run, train, processes)
+    processes.agree({f"--data, source {i}, in rows and their hash,": (len(source.index), source.index.digest())
+                     for i, source in enumerate(train)})
     recipe = data.Recipe(args.frames, args.fps, args.size, args.rate, round(args.frames / args.fps * args.rate),
                          area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
     sampler = Sampler([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
-    return data.Clips(train, sampler, recipe, words, args.seed), data.HeldOut(held, recipe._replace(control=None), words), words
+    clips = data.Clips(train, sampler, recipe, words, args.seed)
+    held_out = data.HeldOut(held, recipe._replace(control=None), words)
+    for dataset in (clips, held_out):
+        dataset.in_flight = loading.InFlight(skip=run.killers())
+    return clips, held_out, words
 
 
 # --------------------------------------------------------------------------------------------------------------------- one step
@@ -262,6 +268,7 @@ def learning_rate(step: int, steps: int, lr: float, lr_end: float, warmup: int) 
 
 def main(argv: list[str] | None = None) -> None:
     """One run, from the flags to its scores."""
+    keep_speaking()
     with user_errors():
         processes = Processes(arguments.peek(argv, "--timeout", arguments.RUN["timeout"], type=arguments.positive))
         args = settings(argv, processes)
@@ -275,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.results():
             processes.print(f"{args.out} is finished; another --out makes another run\n\n{table(run.results(), beside(args))}")
             return processes.end()
+        loading.check_open_files(args.workers)
         clips, held_out, words = datasets(args, run, processes)
         model, state = build(args, run, words, processes)
         gradients = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)

@@ -50,8 +50,47 @@ class Problems:
             print("\n".join(f"warning: {line}" for line in lines) + more, file=sys.stderr, flush=True)
 
 
+class Unreadable(Exception):
+    """A file that cannot give what was asked; `reason` is one of a few fixed phrases, fit for counting."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path!r}: {self.reason}"
+
+
 class TooManyBad(RuntimeError):
     """So many files could not be read that the data cannot be trusted; names what failed and why."""
+
+
+class Unbroken:
+    """A stream that goes on when nobody reads it any more: a closed pipe or terminal does not end a run."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written"""
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed"""
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def keep_speaking() -> None:
+    """Let stdout and stderr fail without a word."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), Unbroken):
+            setattr(sys, name, Unbroken(getattr(sys, name)))
 
 
 @contextlib.contextmanager

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from engine.errors import Unreadable
 from engine.processes import Processes, Stopped
 from engine.sampling import BatchSampler
 
 PIECE = 64     # clips
 HELD_OUT = 32  # clips of a batch of those
 PREFETCH = 2   # pieces that a worker makes ahead; DataLoader's own default
+TENSORS = 9    # of a piece, each handed over as an open file
 PATH = 1024    # bytes of a path that are remembered
 GRACE = 1.0    # seconds that a batch may still take after a signal
 
@@ -76,7 +78,8 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes | None, worker
 def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, device: torch.device,
              grace: float = GRACE) -> Batches:
     """Batches of n pieces each; a thread makes the next one while the last one is used, and copies it to a GPU."""
-    loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers))
+    skip = loader.dataset.in_flight.skip
+    loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers), skip)
     others = multiprocessing.active_children()
     pieces = iter(loader)  # starts the workers
     in_flight.workers = [child for child in multiprocessing.active_children() if child not in others]
@@ -176,6 +179,17 @@ def to_device(batch: dict, device: torch.device) -> dict:
     return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
 
+def check_open_files(workers: int) -> None:
+    """Raise ValueError where this process may not open as many files as what its workers hand over takes."""
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        allowed, need = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 2 * TENSORS * (PREFETCH + 1) * workers
+        if workers and allowed != resource.RLIM_INFINITY and allowed < need:
+            raise ValueError(f"a process may open {allowed} files here, {workers} workers need {need}: `ulimit -n {2 * need}`, or "
+                             f"take fewer --workers")
+
+
 def shared_memory(clip: int, clips: int, workers: int) -> int:
     """Bytes that what waits may take: of a clip of so many bytes, of so many clips a step, of all workers of both loaders"""
     return (PREFETCH + 1) * workers * (min(clips, PIECE) + HELD_OUT) * clip
@@ -191,19 +205,25 @@ def short_of_memory(need: int, workers: int) -> str | None:
 
 
 class InFlight:
-    """The file that each worker of a loader works on, in memory that all processes share, so that it is known when one dies."""
+    """The file that each worker of a loader works on, in memory that all processes share, so that it is known when one dies.
 
-    def __init__(self, rows: int):
+    skip: files that have killed workers before, which are read no more.
+    """
+
+    def __init__(self, rows: int = 0, skip: frozenset[str] = frozenset()):
+        self.skip = skip
         self.table = torch.zeros(rows, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: no file)
         self.paths = torch.zeros(rows, PATH, dtype=torch.uint8).share_memory_()
         self.workers: list = []                                                      # the processes; none: a thread of ours
 
     def __getstate__(self) -> dict:
-        return {"table": self.table, "paths": self.paths, "workers": []}             # a process cannot be sent to another
+        return {**vars(self), "workers": []}  # a process cannot be sent to another
 
     @contextlib.contextmanager
     def track(self, path: str) -> Iterator[None]:
-        """Around all that a worker does with a file"""
+        """Around all that a worker does with a file; Unreadable where it is one of those to skip"""
+        if path in self.skip:
+            raise Unreadable(path, "killed or hung its worker twice")
         worker = get_worker_info()
         row = worker.id if worker else 0
         if row < len(self.table):

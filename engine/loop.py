@@ -88,6 +88,25 @@ class FailureBudget:
         return f"{sum(self.reasons.values())} draws of {len(self.names)} unreadable files ({reasons})"
 
 
+def explain(error: BaseException | None, run: Run) -> None:
+    """End the process in one line for an error of data, of workers or of the disk; return for any other one."""
+    if isinstance(error, TooManyBad):
+        fail(3 if any(run.rows()) else 2, printable(str(error).split("TooManyBad: ")[-1].strip()))
+    if isinstance(error, WorkerError):
+        fail(3, f"{printable(str(error))}; {run.blame(error.path) if error.path else 'the same command goes on'}")
+    if isinstance(error, OSError):
+        fail(3, f"{error}; when {run.out} can be written again, the same command goes on from its last checkpoint")
+
+
+@contextlib.contextmanager
+def explained(run: Run) -> Iterator[None]:
+    """Around work with files: data and workers that fail end the process in one line."""
+    try:
+        yield
+    except (TooManyBad, WorkerError) as error:
+        explain(error, run)
+
+
 class Training:
     """A training that goes on where the run's last checkpoint ends: its steps, its log, its checkpoints, and how it may end.
 
@@ -125,14 +144,10 @@ class Training:
         self.bar.close()
         if isinstance(error, Stopped):
             self.leave()
-        if isinstance(error, TooManyBad):
-            fail(3 if any(self.run.rows()) else 2, printable(str(error).split("TooManyBad: ")[-1].strip()))
-        if isinstance(error, WorkerError):
-            fail(3, f"{printable(str(error))}. The same command goes on; without that file, if it is to blame")
+        explain(error, self.run)
         if isinstance(error, RuntimeError) and self.shutdown.code and self.processes.world > 1:
-            self.leave()  # another process has left before this step was computed
-        if isinstance(error, OSError):
-            fail(3, f"{error}; when {self.run.out} can be written again, the same command goes on from its last checkpoint")
+            self.restore()  # another process has left before this step was computed
+            self.leave()
         self.shutdown.end()
 
     def steps(self, batches: Batches) -> Iterator[tuple[int, dict]]:
@@ -154,10 +169,14 @@ class Training:
         self.in_a_row = self.in_a_row + 1 if not_finite else 0
         if not_finite:
             # Ours: a gradient that is no number changes nothing (official: it is set to 0, and the step is taken).
-            for buffer, before in zip(self.model.buffers(), self.buffers, strict=True):
-                buffer.copy_(before)
+            self.restore()
             row["not_finite"] = [path for part in self.processes.collect(self.batch["path"]) for path in part]
         return not not_finite
+
+    def restore(self) -> None:
+        """Put the model's buffers back, as they were before this step."""
+        for buffer, before in zip(self.model.buffers(), self.buffers, strict=True):
+            buffer.copy_(before)
 
     def due(self) -> bool:
         """True where the held-out clips are to be scored after this step; after the last one they are scored anyway"""

@@ -1,5 +1,6 @@
 """The folder of a run: settings, log, checkpoints and results, written whole or not at all."""
 
+import collections
 import contextlib
 import importlib.util
 import json
@@ -8,6 +9,7 @@ import platform
 import re
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +133,17 @@ class Run:
                 path.unlink()
         self.cut_log(step)
 
+    def blame(self, path: str) -> str:
+        """Record that a worker died or hung over this file; what that means, for the user"""
+        with open(self.out / "deaths.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"path": path, "time": time.strftime("%F %T")}) + "\n")
+        return "the same command goes on" + (" without that file" if path in self.killers() else "; a second time, without it")
+
+    def killers(self) -> frozenset[str]:
+        """The files over which workers have died or hung twice: they are left out from the next start on"""
+        deaths = collections.Counter(row.get("path") for row in read_rows(self.out / "deaths.jsonl"))
+        return frozenset(path for path, n in deaths.items() if n >= 2)
+
     # -------------------------------------------------------------------------------------------------------------- logs
 
     def cut_log(self, step: int) -> None:
@@ -154,17 +167,19 @@ class Run:
                     self.events.add_scalar(name, value, row["step"])
 
     def rows(self) -> Iterator[dict]:
-        """The rows of metrics.jsonl, but for one that a kill cut short"""
-        if (self.out / "metrics.jsonl").is_file():
-            with open(self.out / "metrics.jsonl", encoding="utf-8") as file:
-                for row in file:
-                    with contextlib.suppress(ValueError):
-                        yield json.loads(row)
+        """The rows of metrics.jsonl"""
+        return (row for row in read_rows(self.out / "metrics.jsonl") if isinstance(row.get("step"), int))
 
     def results(self) -> dict:
-        """results.json; empty before the run has come to its end"""
+        """results.json, empty before the run has come to its end; ValueError where it is none of ours"""
         path = self.out / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (ValueError, RecursionError):
+            results = None
+        if not isinstance(results, dict) or not all(isinstance(scores, dict | list) for scores in results.values()):
+            raise ValueError(f"{path} is torn or not of this program: remove it, and the same command scores the run again")
+        return results
 
     def add_results(self, results: dict) -> None:
         """Writes these keys of results.json and leaves the others"""
@@ -175,11 +190,7 @@ def lock(path: Path, what: str, wait: bool = False):
     """The open file of a lock that ends with the process; ValueError where another process has it, and `wait` is False."""
     file = open(path, "a+")  # noqa: SIM115  held until it is closed, or the process ends
     try:
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: loader workers do not inherit it
-    except ImportError:
-        return file  # Windows has no such lock
+        hold(file, wait)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise ValueError(f"{what} is in use by {file.read().strip() or 'another process'}: wait for it, or name another "
@@ -190,6 +201,14 @@ def lock(path: Path, what: str, wait: bool = False):
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
     return file
+
+
+def hold(file, wait: bool = False) -> None:
+    """Lock an open file, where the system has such locks (Windows has not); BlockingIOError where another process has it."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: loader workers do not inherit it
 
 
 def write_whole(path: Path, write) -> None:
@@ -208,6 +227,16 @@ def write_whole(path: Path, write) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+def read_rows(path: Path) -> Iterator[dict]:
+    """The objects of a file of JSON lines, but for those that a kill or a hand has broken; none where there is no file"""
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, RecursionError):
+                    if isinstance(row := json.loads(line), dict):
+                        yield row
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,8 @@ from itertools import chain, pairwise
 import av
 from av.stream import Disposition
 
+from engine.errors import Unreadable
+
 MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # a larger frame is refused before it is decoded
 MAX_WORK = 2e10                            # pixels decoded by one call; a packet that is read counts as 2e3
 EPS = 1e-6                                 # seconds: files round their timestamps, FFmpeg the first of them
@@ -35,17 +37,6 @@ LENGTHS = {"mov", "avi", "ogg", "wav", "w64", "aiff", "caf", "flac", "ivf"}  # f
 ENDS = {"matroska", "asf"}                 # formats where the last packets are soon found
 STILLS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
-
-
-class Unreadable(Exception):
-    """A file that cannot give what was asked; `reason` is one of a few fixed phrases, fit for counting."""
-
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path!r}: {self.reason}"
 
 
 class Part:

@@ -5,7 +5,6 @@
 A file's vector is the mean of those of its windows; it is normalised after that, so that a dot product is a cosine similarity.
 """
 
-import fcntl
 import hashlib
 import math
 import os
@@ -24,7 +23,7 @@ import vatt
 from engine import loading
 from engine.errors import printable
 from engine.processes import Processes
-from engine.run import write_whole
+from engine.run import hold, write_whole
 from media import Media, Unreadable
 from sources import index
 from sources.index import Index, Row
@@ -197,7 +196,7 @@ class Partial:
         out.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("ab")
         try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(self.file)
         except (BlockingIOError, PermissionError):
             raise ValueError(f"another process is writing {out}: wait for it, or name another file") from None
         self.rows = self.path.stat().st_size // (4 * width)

@@ -6,7 +6,10 @@
 import contextlib
 import hashlib
 import os
+import signal
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +21,7 @@ from tqdm import tqdm
 import losses
 from engine import arguments, loop
 from engine.errors import fail, printable, user_errors
-from engine.processes import Processes
+from engine.processes import GracefulShutdown, Processes, Stopped
 from engine.run import load_weights, write_whole
 from engine.sampling import Sampler, generator
 from tools import views
@@ -32,14 +35,13 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
     """
     s, processes, model = task.settings, task.processes, task.model
     model.backbone.requires_grad_(False)
-    with user_errors():
+    with user_errors(), loop.explained(task.run):
         if task.state:  # the features are those of the backbone that was saved
             load_weights(model, task.state["model"], str(task.run.out))
         # Official: one central view of a clip to train on (the paper is silent).
         central = task.views._replace(windows=1, crops=1)
-        known, test = (features(model, views.Testing(rows, len(task.data.classes), recipe), task.run.out / name, processes, s)
-                       for rows, recipe, name in ((task.data.train, central, "features-train.npz"),
-                                                  (task.data.test, task.views, "features-test.npz")))
+        known, test = (features(model, task.files(rows, recipe), task.run.out / name, processes, s) for rows, recipe, name in (
+            (task.data.train, central, "features-train.npz"), (task.data.test, task.views, "features-test.npz")))
         bad = loop.FailureBudget(s.max_bad)
         bad.add(len(known.z), known.failed)
         if bad.too_many:
@@ -92,33 +94,59 @@ def features(model: Classifier, dataset: views.Testing, cached: Path, processes:
         digest.update(repr((dataset.index.name(k), dataset.index[k])).encode("utf-8", "surrogateescape"))
     for name, weight in model.backbone.state_dict().items():
         digest.update(name.encode() + weight.cpu().numpy().tobytes())
-    if cached.is_file():
-        with np.load(cached, allow_pickle=False) as saved:
-            if str(saved["digest"]) == digest.hexdigest():
-                z, y, number = (torch.from_numpy(saved[name]) for name in ("z", "y", "number"))
-                return Features(z, y, number, [(str(path), str(reason)) for path, reason in saved["failed"]])
-    model.eval()
-    rows, failed = [], []
-    loader = views.loader(dataset, settings.batch, processes, settings.workers, settings.timeout)
-    for found, bad in tqdm(loader, cached.stem, unit="batch", disable=not (processes.first and sys.stderr.isatty())):
-        failed += bad
-        if found is not None:
-            x = views.inputs(found["x"].flatten(0, 1).to(processes.device))
-            z = model.features(x).float().cpu().unflatten(0, found["x"].shape[:2])
-            rows += list(zip(found["number"].tolist(), z, found["y"], strict=True))
-    rows = sorted((row for part in processes.collect(rows) for row in part), key=lambda row: row[0])
-    failed = sorted(tuple(pair) for part in processes.collect(failed) for pair in part)
+    rows, failed = {}, []
+    broken = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*broken), np.load(cached, allow_pickle=False) as saved:  # else they are computed anew
+        if str(saved["digest"]) == digest.hexdigest():
+            z, y, number, bad = (saved[name] for name in ("z", "y", "number", "failed"))
+            rows = dict(zip(number.tolist(), zip(torch.from_numpy(z), torch.from_numpy(y), strict=True), strict=True))
+            failed = [(str(path), str(reason)) for path, reason in bad]
+    unread = {path for path, _ in failed}
+    left = [i for i, k in enumerate(dataset.rows) if i not in rows and dataset.index.name(k) not in unread]
+    if left:
+        stopped = compute(model, dataset, left, cached.stem, processes, settings, rows, failed)
+        rows = {i: row for part in processes.collect(rows) for i, row in part.items()}
+        failed = sorted({tuple(pair) for part in processes.collect(failed) for pair in part})
+        if processes.first and rows:
+            write_whole(cached, lambda file: np.savez(
+                file, digest=digest.hexdigest(), number=np.array(sorted(rows)), z=np.stack([rows[i][0] for i in sorted(rows)]),
+                y=np.stack([rows[i][1] for i in sorted(rows)]), failed=np.array(failed, dtype=str).reshape(-1, 2)))
+        processes.wait()
+        if stopped:
+            processes.print(f"stopped with {len(rows)} of {len(dataset)} files in {cached}; the same command goes on")
+            sys.exit(stopped)
     if not rows:
         raise ValueError(f"none of the {len(dataset)} files could be read, first {failed[0][0]}: {failed[0][1]}" if failed
                          else "there are no files to compute features of")
-    number, z, y = zip(*rows, strict=True)
-    all_of_it = Features(torch.stack(z), torch.stack(y), torch.tensor(number), failed)
-    if processes.first:
-        arrays = dict(z=all_of_it.z.numpy(), y=all_of_it.y.numpy(), number=np.array(number), digest=digest.hexdigest(),
-                      failed=np.array(failed, dtype=str).reshape(-1, 2))
-        write_whole(cached, lambda file: np.savez(file, **arrays))
-    processes.wait()
-    return all_of_it
+    number = sorted(rows)
+    return Features(torch.stack([rows[i][0] for i in number]), torch.stack([rows[i][1] for i in number]), torch.tensor(number),
+                    failed)
+
+
+def compute(model: Classifier, dataset: views.Testing, left: list[int], title: str, processes: Processes, settings,
+            rows: dict, failed: list) -> int:
+    """Add this process's share of the files `left` to `rows`, number -> (z, y), or `failed` -> 0, or a signal's code."""
+    files = views.Testing(dataset.index, dataset.classes, dataset.recipe, [dataset.rows[i] for i in left], dataset.numbers)
+    files.in_flight = dataset.in_flight
+    model.eval()
+    batches = views.loader(files, settings.batch, processes, settings.workers, settings.timeout)
+    processes.shutdown = shutdown = GracefulShutdown(processes.first)
+    quiet = not (processes.first and sys.stderr.isatty())
+    try:
+        with tqdm(total=len(left), desc=title, unit="file", disable=quiet) as bar:
+            for found, bad in batches:
+                failed += bad
+                bar.update(processes.world * (len(bad) + (0 if found is None else len(found["number"]))))
+                if found is not None:
+                    x = views.inputs(found["x"].flatten(0, 1).to(processes.device))
+                    z = model.features(x).float().cpu().unflatten(0, found["x"].shape[:2])
+                    rows.update((left[i], (zi.clone(), yi.clone()))
+                                for i, zi, yi in zip(found["number"].tolist(), z, found["y"], strict=True))
+    except Stopped:
+        return shutdown.code or 128 + signal.SIGTERM
+    finally:
+        shutdown.end()
+    return 0
 
 
 def batches(found: Features, batch: int, seed: int, first: int, steps: int,
