@@ -186,7 +186,7 @@ def check_open_files(workers: int) -> None:
 
         allowed, need = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 2 * TENSORS * (PREFETCH + 1) * workers
         if workers and allowed != resource.RLIM_INFINITY and allowed < need:
-            raise ValueError(f"a process may open {allowed} files here, {workers} workers need {need}: `ulimit -n {2 * need}`, or "
+            raise ValueError(f"a process may open {allowed} files, {workers} workers need {need}: ulimit -n {2 * need}, or "
                              f"take fewer --workers")
 
 

@@ -1,0 +1,359 @@
+"""What a run survives, by really doing it: kills, freezes, signals, full disks, flipped bits, other flags on one process.
+
+Each test starts the scripts as a user does, in processes of their own. Where a fault must come at a certain file, the script is
+started with a few lines in front that do harm when that file is read.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from films import TINY, folder
+from runs import rows
+
+import pretrain
+from engine.run import Run, read_checkpoint
+
+HERE = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("films"), films=10, silent=1, captioned=7)
+
+
+@pytest.fixture(scope="module")
+def finished(films, tmp_path_factory):
+    """A run of two processes that nothing disturbed"""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    said, code = end(start([*TORCHRUN, "pretrain.py"], argv(films, out), films))
+    assert code == 0, said
+    return out
+
+
+def argv(films, out, *more):
+    return ["--data", str(films), "--val", str(films), "--out", str(out), *TINY, *map(str, more)]
+
+
+def start(command, more, cwd, harm="", script="pretrain", **settings) -> subprocess.Popen:
+    """A script in a session of its own; `harm`: Python that runs in it before `main`"""
+    if harm:
+        path = Path(cwd) / f"start-{time.monotonic_ns()}.txt"  # no file of Python: the folder may be one of data
+        path.write_text(f"import os, signal, sys, time, {script}\n{harm}\n{script}.main()\n")
+        command = [*command[:-1], str(path)]
+    elif command[-1].endswith(".py"):
+        command = [*command[:-1], str(HERE / command[-1])]
+    return subprocess.Popen([*command, *more], env=ENV, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True, **settings)
+
+
+def end(child: subprocess.Popen, timeout=120) -> tuple[str, int]:
+    """-> what it said, its exit code; nothing of it is left"""
+    try:
+        return child.communicate(timeout=timeout)[0], child.returncode
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def until(true, what, seconds=120):
+    """Waits until true()"""
+    deadline = time.time() + seconds
+    while not true():
+        assert time.time() < deadline, what
+        time.sleep(0.01)
+
+
+def logged(out, n):
+    """A test of whether n rows are in the log"""
+    log = out / "metrics.jsonl"
+    return lambda: log.exists() and log.read_bytes().count(b"\n") >= n
+
+
+def ranks_of(child) -> list[int]:
+    """The processes that torchrun has started, in no order"""
+    found = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def at(path, harm, where="data.captions") -> str:
+    """Lines that do harm when the row of this path is read, in training and in evaluation"""
+    module, name = where.split(".")
+    return (f"import {module}\ninside = {where}\n"
+            f"def {name}(row, *rest):\n    if row.path == {path!r}: {harm}\n    return inside(row, *rest)\n{where} = {name}")
+
+
+ONE = [sys.executable, "pretrain.py"]
+
+
+# kills
+
+
+def kill_a_rank_until_it_is_done(films, out, kills, generator):
+    child = start([*TORCHRUN, "--max-restarts", "8", "pretrain.py"], argv(films, out), films)
+    for _ in range(kills):
+        before = set(ranks_of(child))
+        n = len(rows(out)) if (out / "metrics.jsonl").exists() else 0
+        until(lambda n=n: logged(out, min(5, n + 1))() or child.poll() is not None, "no step is done")
+        alive = ranks_of(child)
+        if child.poll() is not None or not alive:
+            break
+        os.kill(alive[int(torch.randint(len(alive), (), generator=generator))], signal.SIGKILL)
+        until(lambda before=before: child.poll() is not None or not set(ranks_of(child)) & before, "torchrun did not restart")
+    return end(child, 240)
+
+
+def test_a_run_whose_ranks_are_killed_goes_on_under_torchrun_bit_for_bit(films, finished, tmp_path):
+    said, code = kill_a_rank_until_it_is_done(films, tmp_path / "run", 2, torch.Generator().manual_seed(0))
+    assert code == 0, said
+    assert rows(tmp_path / "run") == rows(finished)
+    assert (tmp_path / "run" / "results.json").read_text() == (finished / "results.json").read_text()
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_random_ranks_are_all_survived(films, finished, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    for i in range(10):
+        said, code = kill_a_rank_until_it_is_done(films, tmp_path / f"{i}", 2, generator)
+        assert code == 0, said
+        assert rows(tmp_path / f"{i}") == rows(finished)
+
+
+# freezes
+
+
+def test_a_process_that_freezes_in_an_evaluation_ends_the_run_in_its_timeout(films, tmp_path):
+    harm = ("import data\ninside = data.HeldOut.__getitem__\ndef get(self, i):\n"
+            "    if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGSTOP)\n"
+            "    return inside(self, i)\ndata.HeldOut.__getitem__ = get")
+    child = start([*TORCHRUN, "pretrain.py"], argv(films, tmp_path / "run", "--timeout", 5), tmp_path, harm)
+    until(logged(tmp_path / "run", 3), "no step is done")
+    began = time.time()
+    until(lambda: child.poll() is not None or "stopped" in states(child), "nothing froze")
+    said, code = end(child)
+    assert code != 0
+    assert "process 1 has not shown that it works for 5 s" in said, said
+    assert time.time() - began < 60
+
+
+def states(child) -> str:
+    """The states of the ranks of torchrun, in words"""
+    found = ""
+    for pid in ranks_of(child):
+        try:
+            found += Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0].replace("T", "stopped ")
+        except OSError:
+            continue
+    return found
+
+
+# signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_hang_up_and_slurms_signal_save_and_leave(films, tmp_path, number):
+    child = start(ONE, argv(films, tmp_path / "run", "--steps", 100_000, "--save-every", 99_999), tmp_path)
+    until(logged(tmp_path / "run", 2), "no step is done")
+    os.kill(child.pid, number)
+    said, code = end(child)
+    assert code == 128 + number, said
+    assert "saving after this step" in said
+    assert len(Run(tmp_path / "run").checkpoints()) == 1
+
+
+def test_sigterm_ends_an_evaluation_at_once(films, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(400):
+        os.link(films / f"{i % 9:02d}.mp4", many / f"{i:03d}.mp4")
+    slow = "import data\ninside = data.HeldOut.__getitem__\n" \
+           "data.HeldOut.__getitem__ = lambda self, i: (time.sleep(0.1), inside(self, i))[1]"
+    more = argv(films, tmp_path / "run", "--steps", 40, "--eval-every", 2, "--val", many)
+    child = start(ONE, more, tmp_path, slow)
+    until(logged(tmp_path / "run", 1), "no step is done")
+    time.sleep(2)
+    assert len(rows(tmp_path / "run")) == 1, "the evaluation, of 40 s, is over"
+    began = time.time()
+    os.kill(child.pid, signal.SIGTERM)
+    until(lambda: (tmp_path / "run" / "checkpoint-00000002.pt").exists(), "nothing is saved", 30)
+    took = time.time() - began
+    said, code = end(child)
+    assert code == 143, said
+    assert took < 5, f"{took:.1f} s"
+    assert "held_out" not in rows(tmp_path / "run")[1]
+
+
+def test_sigterm_saves_while_the_loader_is_stuck(films, tmp_path):
+    more = argv(films, tmp_path / "run", "--workers", 2, "--timeout", 300, "--save-every", 1000, "--eval-every", 1000,
+                "--steps", 2000)
+    child = start(ONE, more, tmp_path, at("03.mp4", "os.path.exists('now') and time.sleep(1000)"))
+    until(logged(tmp_path / "run", 3), "no step is done")
+    (tmp_path / "now").touch()
+    n = -1
+    while n != (n := len(rows(tmp_path / "run"))):
+        time.sleep(2)
+    began = time.time()
+    os.kill(child.pid, signal.SIGTERM)
+    said, code = end(child)
+    assert code == 143, said
+    assert f"stopped at step {n}, saved" in said
+    assert time.time() - began < 15
+    assert Run(tmp_path / "run").newest()["step"] == n
+
+
+def test_features_that_are_computed_survive_a_signal(films, tmp_path):
+    import runs
+
+    init = runs.pretrained(tmp_path / "init")
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,split\n" + "".join(
+        f"{films}/{i:02d}.mp4,{'ab'[i % 2]},{'train' if i < 6 else 'test'}\n" for i in range(9)))
+    more = ["--task", "linear", "--modality", "video", "--data", f"csv={table}", "--allow-outside", "--init", str(init),
+            "--out", str(tmp_path / "run"), "--batch", "1", "--steps", "4", "--cache", "0"]
+    slow = "from tools import views\ninside = views.Testing.__getitem__\nopen('first', 'w')\n" \
+           "views.Testing.__getitem__ = lambda self, i: (open('reads', 'a').write('x'), time.sleep(1), inside(self, i))[2]"
+    child = start([sys.executable, "finetune.py"], more, tmp_path, slow, "finetune")
+    until(lambda: (tmp_path / "reads").exists() and (tmp_path / "reads").stat().st_size >= 3, "nothing is read")
+    os.kill(child.pid, signal.SIGTERM)
+    said, code = end(child)
+    assert code == 143, said
+    kept = int(said.split("stopped with ")[1].split()[0])
+    assert kept >= 1
+    (tmp_path / "reads").unlink()
+    said, code = end(start([sys.executable, "finetune.py"], more, tmp_path, slow.replace("time.sleep(1)", "0"), "finetune"))
+    assert code == 0, said
+    assert (tmp_path / "reads").stat().st_size == 9 - kept
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["linear"]["N"] == 3
+
+
+def test_a_closed_pipe_does_not_end_a_run(films, tmp_path):
+    child = start(ONE, argv(films, tmp_path / "run"), tmp_path)
+    child.stdout.close()
+    assert child.wait(120) == 0
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+# disks, bits and numbers
+
+
+def test_a_run_is_finished_only_when_its_last_step_is_on_disk(films, tmp_path):
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    said, code = end(start(ONE, argv(films, tmp_path / "run"), tmp_path, preexec_fn=small))
+    assert code == 3, said
+    assert "the run is not finished" in said
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    said, code = end(start(ONE, argv(films, tmp_path / "run"), tmp_path))
+    assert code == 0, said
+    assert Run(tmp_path / "run").newest()["step"] == 6
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved_and_the_last_good_ones_stay(films, tmp_path):
+    more = argv(films, tmp_path / "run", "--steps", 60, "--save-every", 1, "--lr", 1e38, "--lr-end", 1e38, "--warmup", 0)
+    for _ in range(2):
+        said, code = end(start(ONE, more, tmp_path))
+        assert code == 3, said
+        assert "not finite" in said
+        for path in Run(tmp_path / "run").checkpoints():
+            assert all(w.isfinite().all() for w in torch.load(path, weights_only=True)["model"].values())
+
+
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    newest, before = run.checkpoints()
+    whole = newest.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        flipped = bytearray(whole)
+        flipped[int(torch.randint(len(whole), (), generator=generator))] ^= 1 << int(torch.randint(8, (), generator=generator))
+        newest.write_bytes(flipped)
+        try:
+            state = read_checkpoint(newest)
+        except ValueError:
+            assert run.newest()["step"] == read_checkpoint(before)["step"] == 4
+        else:  # a bit between the parts of the zip, which nobody reads
+            assert all(torch.equal(w, v) for w, v in zip(state["model"].values(), torch.load(
+                finished / newest.name, weights_only=True)["model"].values(), strict=True))
+
+
+def test_files_of_other_names_are_neither_deleted_nor_loaded_and_multiples_are_kept(films, tmp_path):
+    out = tmp_path / "run"
+    pretrain.main(argv(films, out, "--steps", 5, "--save-every", 1, "--keep", 1, "--keep-every", 2))
+    assert [p.name for p in Run(out).checkpoints()] == [f"checkpoint-0000000{i}.pt" for i in (5, 4, 2)]
+    for name in ("checkpoint-00000002-backup.pt", "checkpoint-best-so-far.pt"):
+        shutil.copy(out / "checkpoint-00000002.pt", out / name)
+    (out / "results.json").unlink()
+    assert Run(out).newest()["step"] == 5
+    Run(out).save(6, read_checkpoint(out / "checkpoint-00000005.pt"), keep=1)
+    assert (out / "checkpoint-00000002-backup.pt").exists()
+    assert (out / "checkpoint-best-so-far.pt").exists()
+
+
+# files
+
+
+def test_a_file_that_kills_its_worker_twice_is_left_out_the_third_time(films, tmp_path):
+    more, harm = argv(films, tmp_path / "run", "--workers", 1), at("03.mp4", "os.kill(os.getpid(), 11)")
+    for says in ("the same command goes on; a second time, without it", "the same command goes on without that file"):
+        said, code = end(start(ONE, more, tmp_path, harm))
+        assert code == 3, said
+        assert "died (SIGSEGV)" in said
+        assert "03.mp4" in said
+        assert says in said
+    said, code = end(start(ONE, more, tmp_path, harm))
+    assert code == 0, said
+    assert "03.mp4: killed or hung its worker twice" in said
+    bad = [pair for row in rows(tmp_path / "run") for pair in row.get("bad", [])]
+    assert {Path(path).name for path, _ in bad} == {"03.mp4"}
+
+
+# processes that differ, machines that lack something
+
+
+@pytest.mark.parametrize("flag", ["--lr 0.5 0.25", "--seed 1 2", "--steps 6 8"])
+def test_processes_with_other_flags_end_in_one_line_that_names_both_values(films, tmp_path, flag):
+    name, *values = flag.split()
+    harm = f"sys.argv += [{name!r}, {values!r}[int(os.environ['RANK'])]]"
+    said, code = end(start([*TORCHRUN, "pretrain.py"], argv(films, tmp_path / "run"), tmp_path, harm))
+    assert code != 0
+    lines = {line for line in said.splitlines() if line.startswith("error: ")}
+    assert len(lines) == 1, said
+    assert f"{name} is {values[1]} on process 1 and {values[0]} on process 0" in said, said
+    assert not logged(tmp_path / "run", 1)()
+
+
+def test_two_first_runs_in_one_clone_share_the_demos_data(tmp_path):
+    small = "from sources import demo\ntrue = demo.write\ndemo.write = lambda folder: true(folder, train=12, val=6)"
+    short = [*TINY, "--steps", "1"]
+    children = [start(ONE, ["--out", str(tmp_path / str(i)), *short], tmp_path, small) for i in range(2)]
+    for child in children:
+        said, code = end(child)
+        assert code == 0, said
+    assert rows(tmp_path / "0") == rows(tmp_path / "1")
+
+
+def test_too_few_open_files_are_told_at_once(films, tmp_path):
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+    said, code = end(start(ONE, argv(films, tmp_path / "run", "--workers", 2), tmp_path, preexec_fn=few))
+    assert code == 2, said
+    assert "ulimit -n" in said
+
+
+def test_nothing_needs_fcntl_to_start(tmp_path):
+    code = "import sys; sys.modules['fcntl'] = None; import pretrain, finetune, evaluate, data; from sources import pack, check"
+    subprocess.run([sys.executable, "-c", code], cwd=HERE, env=ENV, check=True)
+    code = ("import sys; sys.modules['fcntl'] = None; from pathlib import Path; from engine.run import Run\n"
+            "run = Run(Path(sys.argv[1])); run.claim(); run.save(1, {'model': {}})")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=ENV, check=True)
