@@ -49,7 +49,7 @@ def start(command, more, cwd, harm="", script="pretrain", **settings) -> subproc
     """A script in a session of its own; `harm`: Python that runs in it before `main`"""
     if harm:
         path = Path(cwd) / f"start-{time.monotonic_ns()}.txt"  # no file of Python: the folder may be one of data
-        path.write_text(f"import os, signal, sys, time, {script}\n{harm}\n{script}.main()\n")
+        path.write_text(f"import os, signal, sys, time, {script}\n{harm}\nif __name__ == '__main__': {script}.main()\n")
         command = [*command[:-1], str(path)]
     elif command[-1].endswith(".py"):
         command = [*command[:-1], str(HERE / command[-1])]
@@ -260,11 +260,15 @@ def test_a_run_is_finished_only_when_its_last_step_is_on_disk(films, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_saved_and_the_last_good_ones_stay(films, tmp_path):
-    more = argv(films, tmp_path / "run", "--steps", 60, "--save-every", 1, "--lr", 1e38, "--lr-end", 1e38, "--warmup", 0)
+    harm = ("import torch\ntrue = torch.optim.Adam.step\ndef step(self):\n    true(self)\n"
+            "    w = self.param_groups[0]['params'][0].data\n"
+            "    if self.state_dict()['state'][0]['step'] == 4: w.fill_(float('nan'))\ntorch.optim.Adam.step = step")
     for _ in range(2):
-        said, code = end(start(ONE, more, tmp_path))
+        said, code = end(start(ONE, argv(films, tmp_path / "run", "--steps", 60, "--save-every", 1), tmp_path, harm))
         assert code == 3, said
-        assert "not finite" in said
+        assert "could not be written" in said
+        assert "ten losses or gradients in a row were not finite" in said
+        assert [int(path.stem[-8:]) for path in Run(tmp_path / "run").checkpoints()] == [3, 2]
         for path in Run(tmp_path / "run").checkpoints():
             assert all(w.isfinite().all() for w in torch.load(path, weights_only=True)["model"].values())
 
