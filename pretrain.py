@@ -34,7 +34,7 @@ from engine.processes import Processes
 from engine.run import Run, lock
 from engine.sampling import Sampler, key
 from evaluate import TASKS, retrieval, table
-from sources import demo, index, layouts
+from sources import census, demo, index
 from tools import augment, dry_run, figures
 from tools.classifier import pretrained
 
@@ -131,21 +131,10 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
     processes.wait()
     trained = args.data or [str(DEMO / "train")]
     held = args.val or (None if args.data else str(DEMO / "val"))
-    folders = []
-    for number, text in enumerate([*trained, *([held] if held else [])]):
-        folder = run.out / "index" / str(number)
-        if processes.first and not (folder / "index.json").is_file():
-            kind, root = layouts.parse_source(text)
-            roots = [layouts.parse_source(other)[1].resolve() for other in trained]
-            if number == len(trained) and any(other in root.resolve().parents for other in roots):
-                raise ValueError(f"--val {held} lies inside --data and would be trained on: move it out")
-            if number == len(trained) and any(root.resolve() in (other, *other.parents) for other in roots):
-                print(f"warning: --val {held} holds films that are trained on: its scores are no held-out scores",
-                      file=sys.stderr, flush=True)
-            layouts.list_files(kind, root, folder, run.out / f"problems-{number}.txt", args.language)
-        folders.append(folder)
+    if processes.first:
+        census.settle(run.out, trained, held, args.language)
     processes.wait()
-    indexes = [index.Index(folder) for folder in folders]
+    indexes = list(map(index.Index, census.folders(run.out, trained, held)))
     empty = np.empty(0, np.int64)
     weights = args.weights or [1.0] * len(trained)
     if held:
@@ -278,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
         run = Run(Path(scratch.name) if scratch else args.out)
         processes.agree({f"--{name.replace('_', '-')}": value for name, value in arguments.plain(args).items()})
         if processes.first:
-            run.begin(arguments.plain(args), arguments.MAY_DIFFER)
+            run.begin(arguments.plain(args), arguments.MAY_DIFFER | {"data", "val"})
         if run.results():
             processes.print(f"{args.out} is finished; another --out makes another run\n\n{table(run.results(), beside(args))}")
             return processes.end()
@@ -335,6 +324,7 @@ def introduce(args, processes: Processes, model: nn.Module, clips, held_out, wor
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
                     f"{processes.world} x {processes.device.type}; {total} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
+    processes.print(census.captions([source.index for source in clips.sources]))
     if short := processes.first and loading.short_of_memory(waiting, args.workers):
         print(short, file=sys.stderr, flush=True)
     if args.batch > total:

@@ -284,6 +284,13 @@ class Index:
             raise Unreadable(name, "path leaves its folder")
         return path
 
+    def counts(self) -> tuple[int, int, int]:
+        """How many rows have captions, how many captions there are, and how many words between blanks."""
+        ends, texts = self.data["cue_ends"], self.data["texts"]
+        captioned = sum(np.count_nonzero(np.diff(ends[i : i + MANY + 1])) for i in range(0, self.rows, MANY))
+        blanks = sum(np.count_nonzero(texts[i : i + MANY] == ord(" ")) for i in range(0, len(texts), MANY))
+        return captioned, self.captions, blanks + self.captions
+
     def texts(self, skip: np.ndarray | tuple = ()) -> Iterator[str]:
         """Every caption in the order of the rows, but for the rows whose numbers are in `skip`."""
         edges = [-1, *np.unique(np.asarray(skip, np.int64)).tolist(), self.rows]

@@ -110,7 +110,7 @@ def test_a_second_sigterm_does_not_stop_the_saving_and_a_second_ctrl_c_does(tmp_
 
 def test_scores_on_films_that_are_trained_on_are_no_held_out_scores(films, tmp_path, capsys):
     pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--steps", "1"])
-    assert "holds films that are trained on" in capsys.readouterr().err
+    assert "holds videos that are trained on" in capsys.readouterr().err
 
 
 def test_a_finished_run_prints_its_table_again_and_trains_nothing(finished, films, capsys):
