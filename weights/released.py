@@ -133,7 +133,8 @@ class Released:
             if absent := [one for one in theirs if one not in self.v]:
                 lacks += absent
                 continue
-            weights[name] = torch.cat([turned(self.v[one], one) for one in theirs])
+            parts = [turned(self.v[one], one) for one in theirs]
+            weights[name] = parts[0] if len(parts) == 1 else torch.cat(parts)  # a view, so that nothing is copied
             if weights[name].shape != like.shape:
                 lacks.append(f"{theirs[0]} of the right shape")
             if name.endswith("qkv.weight") and "text_transformer" in name:  # T5 does not divide scores by sqrt(d/h); we do
