@@ -13,6 +13,7 @@ import evaluate
 import finetune
 import pretrain
 from bench import __main__ as benchmark
+from weights import __main__ as weights
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def known(parser):
 
 
 def test_the_readme_names_flags_that_exist():
-    ours = {flag for script in (pretrain, finetune, evaluate, data, benchmark) for flag in known(script.flags())}
+    ours = {flag for script in (pretrain, finetune, evaluate, data, benchmark, weights) for flag in known(script.flags())}
     torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
                 "--shutdown-timeout"}
     slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal", "--open-mode"}
@@ -77,12 +78,12 @@ def test_the_readme_names_flags_that_exist():
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DOCS)) <= ours | torchrun | slurm | docker
 
 
-COMMANDS = re.findall(r"^(?:torchrun .*? )?(?:python )?((?:pretrain|finetune|evaluate|data)\.py [^#\n]*?) *(?:#.*)?$",
-                      DOCS, re.MULTILINE)
+COMMANDS = re.findall(r"^(?:torchrun .*? )?(?:python )?"
+                      r"((?:(?:pretrain|finetune|evaluate|data)\.py|-m weights) [^#\n]*?) *(?:#.*)?$", DOCS, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_readme_can_be_parsed(command):
-    script, *words = shlex.split(command.rstrip("\\&"))
-    parser = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "data": data}
+    script, *words = shlex.split(command.removeprefix("-m ").rstrip("\\&"))
+    parser = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "data": data, "weights": weights}
     parser[script.removesuffix(".py")].flags().parse_args(words)

@@ -113,7 +113,7 @@ def export(args: argparse.Namespace) -> None:
     print(f"{out}/model.safetensors is for\n{load[args.to]}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def flags() -> argparse.ArgumentParser:
     """The command line"""
     p = argparse.ArgumentParser(prog="python -m weights", description="Weights from elsewhere, and for elsewhere.")
     commands = p.add_subparsers(dest="command", required=True)
@@ -133,7 +133,12 @@ def main(argv: list[str] | None = None) -> None:
     c.add_argument("--to", choices=("timm", "transformers", "torch"), required=True)
     c.add_argument("--modality", choices=("video", "audio", "text"), default="video")
     c.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/MODALITY-TO")
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """One command"""
+    args = flags().parse_args(argv)
     with user_errors():
         {"official": official, "vit": from_vit, "export": export}[args.command](args)
 
