@@ -53,7 +53,7 @@ def test_the_map_names_the_files_of_the_paper_with_their_lines_and_sections():
 
 
 def test_the_readme_is_short_and_what_it_links_to_is_there():
-    assert len(README.splitlines()) <= 125
+    assert len(README.splitlines()) <= 130
     for path, text in DOCS.items():
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
@@ -143,5 +143,5 @@ def test_the_commands_of_your_own_videos_do_what_they_say(tmp_path):
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "held-out retrieval" in done.stdout
-    for made in ("broken.csv", "packed/shard-000000.tar", "runs/videos/results.json"):
+    for made in ("broken.csv", "packed/shard-000000.tar", "runs/videos/results.json", "vectors.npz"):
         assert (tmp_path / made).is_file(), made
