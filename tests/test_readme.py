@@ -115,8 +115,8 @@ def test_the_docs_name_flags_that_exist():
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= ours | torchrun | slurm | docker, path.name
 
 
-COMMAND = re.compile(r"^(?:torchrun .*? )?(?:python )?((?:(?:pretrain|finetune|evaluate|data)\.py|-m bench|-m weights) ?[^#\n]*?)"
-                     r" *(?:#.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:torchrun .*? )?(?:python )?((?:(?:pretrain|finetune|evaluate|data)\.py|-m bench|-m weights) ?"
+                     r"[^#\n]*?) *(?:#.*)?$", re.MULTILINE)
 COMMANDS = sorted({command for text in DOCS.values() for command in COMMAND.findall(text)})
 
 
