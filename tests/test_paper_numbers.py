@@ -41,14 +41,16 @@ def default(function, name):
 
 
 def watch(monkeypatch, seen, owner, name):
-    """Notes with which arguments, defaults included, a function was called first"""
+    """Notes with which arguments, defaults included, a function was called: first as `name`, last as `last_name`"""
     function = getattr(owner, name)
 
     @functools.wraps(function)
     def spy(*args, **kwargs):
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
-        seen.setdefault(owner.__name__ if name == "__init__" else name, SimpleNamespace(**bound.arguments))
+        called = owner.__name__ if name == "__init__" else name
+        seen[f"last_{called}"] = SimpleNamespace(**bound.arguments)
+        seen.setdefault(called, seen[f"last_{called}"])
         return function(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, spy)
@@ -83,7 +85,10 @@ def seen(tmp_path_factory):
         adam = (torch.optim.Adam, "__init__")
         runs("pretrain", pretrain.main, ["--data", videos, "--val", videos, "--out", root / "out", *TINY, "--noise", "0.01"],
              adam, (losses, "nce"), (losses, "mil_nce"), (losses, "total"), (augment, "random_box"), (augment, "colour_draws"),
-             (augment, "audio_noise"), (pretrain, "learning_rate"))
+             (augment, "audio_noise"), (pretrain, "learning_rate"), (vatt.Backbones, "text"))
+        args = pretrain.settings(["--data", str(videos), "--val", str(videos), *TINY], Processes())
+        clips = pretrain.datasets(args, Run(root / "flips"), Processes())[0]
+        found["flips"] = [clips[i, 0][0]["flip"] for i in range(400)]
         short = {"video": ["--size", "16", "--frames", "4", "--steps", "2"], "audio": ["--steps", "2", "--frames", "4"],
                  "image": ["--size", "16", "--epochs", "1"]}
         for task, more in short.items():
@@ -166,6 +171,7 @@ PAPER = [
         for g in ("v_to_va", "v_to_vt", "a_to_va", "t_to_vt"))),
     ("3.3", "batch norms, one after each", 5, lambda s: layers(model_heads(), heads.BatchNorm)),
     ("3.4", "text clips of P", 5, lambda s: MBS.captions),
+    ("3.4, A.2.1", "text clips and words that a run reads", (5, 16), lambda s: tuple(s.pretrain.text.text.shape[1:])),
 
     ("4.1, A.2.1", "frames", 32, lambda s: s.mbs.frames),
     ("4.1, A.2.1", "frames per second", 10, lambda s: s.mbs.fps),
@@ -190,7 +196,7 @@ PAPER = [
     ("4.1, A.2.3", "d_va", 512, lambda s: MBS.d_va),
     ("4.1, A.2.3", "d_vt", 256, lambda s: MBS.d_vt),
     ("4.1, A.2.3", "temperature of NCE", 0.07, lambda s: s.pretrain.nce.temperature),
-    ("4.1, A.2.3", "temperature of MIL-NCE", 0.07, lambda s: s.pretrain.mil_nce.temperature),
+    ("4.1, A.2.3", "temperature of MIL-NCE", 0.07, lambda s: s.pretrain.last_mil_nce.temperature),
     ("4.1, A.2.3", "lambda", 1, lambda s: s.pretrain.total.lam),
     *[("4.1", f"parameters of {preset} as the paper counts them, M", millions, lambda s, preset=preset: round(
         sum(map(audit.parameters_by_fit, sizes(preset))) / 1e6))
@@ -199,6 +205,7 @@ PAPER = [
     ("A.2.1", "area of a crop", (0.08, 1), lambda s: tuple(s.mbs.area)),
     ("A.2.1", "aspect of a crop", (0.5, 2), lambda s: tuple(s.pretrain.random_box.aspect)),
     ("A.2.1", "changes of brightness, saturation, contrast, hue", (32 / 255, 0.4, 0.4, 0.2), lambda s: tuple(s.mbs.colour)),
+    ("A.2.1", "a horizontal flip or none: share of the clips, in tenths", 5, lambda s: round(10 * np.mean(s.flips))),
     ("A.2.1", "RGB is cut to [0, 1]", (-1.0, 1.0), lambda s: tuple(bright(by) for by in (-0.1, 0.1))),
     ("A.2.1", "frames of a clip to fine-tune on", 32, lambda s: s.video.settings.frames),
     ("A.2.1", "their rate: a stride of 2 at 25 fps", 25 / 2, lambda s: s.video.settings.fps),
