@@ -27,6 +27,8 @@ def official(args: argparse.Namespace) -> None:
             model = (Classifier(config, found.kind, names, multi=args.multi or found.classes == 527) if found.kind
                      else vatt.VATT(config))
         weights, left = found.weights(model.state_dict(), config.text)
+    except KeyError as e:
+        raise ValueError(f"{prefix}: it lacks {e.args[0]}") from None
     except ValueError as e:
         raise ValueError(f"{prefix}: {e}") from None
     words = None if found.kind else vocabulary(args.vocabulary, config.vocabulary)

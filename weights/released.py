@@ -21,6 +21,7 @@ TEXT_BLOCK = {**BLOCK, "norm1": "self_attention/layer_norm", "attention.qkv": "s
 HEADS = {"v_to_va1.linear": "vid_to_hid", "v_to_va1.norm": "hid_to_va/pre_bn", "v_to_va2.linear": "hid_to_va/dense",
          "v_to_va2.norm": "hid_to_va/bn", "v_to_vt.linear": "va_to_vat/dense", "v_to_vt.norm": "va_to_vat/bn",
          "a_to_va": "aud_to_va", "t_to_vt": "txt_to_vat"}
+QKV = {"attention.qkv": ("/q", "/k", "/v")}
 LEAVES = {"weight": ("kernel", "gamma", "weight"), "bias": ("bias", "beta"), "running_mean": ("moving_mean",),
           "running_var": ("moving_variance",)}
 
@@ -41,17 +42,11 @@ class Released:
             raise ValueError("it holds neither a whole VATT nor one backbone and a classifier, but "
                              + (f"{', '.join(sorted(parts))} alone" if parts else "another model"))
         self.kind = towers[0] if len(towers) == 1 else None
-        self.classes = self.shape("_ops/cls/kernel")[-1] if self.kind else 0
+        self.classes = self.v["_ops/cls/kernel"].shape[-1] if self.kind else 0
         self.shared = "shared" in parts or f"{self.root[towers[0]]}/pre_proj/kernel" in self.v
         self.places = {name: theirs for m in towers for name, theirs in self.tower(m)}
         self.places |= ({"classifier.linear": ["_ops/cls"]} if self.kind else
                         {f"heads.{ours}": [f"{self.root['heads']}/{theirs}"] for ours, theirs in HEADS.items()})
-
-    def shape(self, name: str) -> torch.Size:
-        """Of one variable; ValueError where it is not there"""
-        if name not in self.v:
-            raise ValueError(f"it lacks {name}: download it again")
-        return self.v[name].shape
 
     def tower(self, m: str) -> Iterator[tuple[str, list[str]]]:
         """(our name of a module or table, theirs) of all that modality m needs"""
@@ -74,41 +69,32 @@ class Released:
             yield f"{ours}.relative_bias.table", [f"{tx}/layers/0/self_attention/attention/relative_attention_bias/embeddings"]
         yield f"{ours}.x_agg", aggs * 3 if self.shared and not one else aggs  # a classifier keeps one of the three
         yield f"{ours}.norm", [f"{tx}/final_layer_norm"]
-        for i in range(self.layers(tx)):
+        layers = {name.removeprefix(f"{tx}/layers/").split("/")[0] for name in self.v if name.startswith(f"{tx}/layers/")}
+        for i in range(len(layers)):
             for a, b in block.items():
-                yield f"{ours}.blocks.{i}.{a}", [f"{tx}/layers/{i}/{b}" + (f"/{x}" if x else "")
-                                                 for x in ("qkv" if a == "attention.qkv" else [""])]
-
-    def layers(self, tx: str) -> int:
-        """How many an encoder has"""
-        start = f"{tx}/layers/"
-        return max((1 + int(name[len(start) :].split("/")[0]) for name in self.v if name.startswith(start)), default=0)
+                yield f"{ours}.blocks.{i}.{a}", [f"{tx}/layers/{i}/{b}{x}" for x in QKV.get(a, ("",))]
 
     def config(self, head_width: int | None) -> dict:
-        """The fields of `vatt.Config`; ValueError where the shapes do not go together.
+        """The fields of `vatt.Config`; KeyError or ValueError where a variable is missing, or heads do not divide a width.
 
         head_width: d/h, which no shape tells but that of the text model's relative bias; 64 in all that Google released.
         """
-        shape = lambda name: self.shape(self.theirs(name)[0])
+        shape = lambda name: self.v[self.theirs(name)[0]].shape
         if (bias := "text_transformer.relative_bias.table") in self.places and not head_width:
             head_width = shape("text_transformer.norm.weight")[0] // shape(bias)[1]
         head_width, config = head_width or 64, {"variant": "official", "shared": self.shared}
         for m in ("video", "audio", "text"):
-            if "shared" in self.root or m in self.root:
-                encoder = "transformer" if self.shared else f"{m}_transformer"
-                d, d_mlp = shape(f"{encoder}.blocks.0.mlp.0.weight")
-                if d % head_width:
-                    raise ValueError(f"its {m} tokens of {d} numbers do not divide into heads of {head_width}: --head-width")
-                config[m] = Size(sum(name.startswith(encoder) and name.endswith("norm1") for name in self.places), d, d_mlp,
-                                 d // head_width)
-        some = next(config[m] for m in ("video", "audio", "text") if m in config)
-        config = {"video": some, "audio": some, "text": some, **config}   # those that a classifier does not have are not built
+            own = self.kind or m                                # what a classifier does not have is not built
+            encoder = "transformer" if self.shared else f"{own}_transformer"
+            d, d_mlp = shape(f"{encoder}.blocks.0.mlp.0.weight")
+            if d % head_width:
+                raise ValueError(f"its tokens of {d} numbers do not divide into heads of {head_width}: --head-width")
+            layers = sum(name.startswith(encoder) and name.endswith("norm1") for name in self.places)
+            config[m] = Size(layers, d, d_mlp, d // head_width)
         if "W_vp" in self.places:
-            t, h, w = config["patch"] = tuple(shape("W_vp")[:3])
+            t, h, _ = config["patch"] = tuple(shape("W_vp")[:3])
             config["frames"], config["size"] = t * shape("e_temporal")[0], h * shape("e_vertical")[0]
             config["fps"] = 12.5 if self.kind else 10.0               # Section A.2.1
-            if config["size"] != w * shape("e_horizontal")[0]:
-                raise ValueError(f"its frames are {config['size']} pixels high and {w * shape('e_horizontal')[0]} wide")
         if "W_ap" in self.places:
             config["audio_patch"] = shape("W_ap")[0]
             samples, frames = config["audio_patch"] * shape("e_audio")[0], config.get("frames", 32)
@@ -152,10 +138,8 @@ class Released:
                 for path in self.places[module]]
 
 
-def turned(tensor: torch.Tensor, name: str) -> torch.Tensor:
+def turned(x: torch.Tensor, name: str) -> torch.Tensor:
     """Keras has kernels as (in, out) and those of convolutions as (t, h, w, in, out); AGG becomes a row"""
     if name.endswith("agg_embedding"):
-        return tensor.float()[None]
-    if name.endswith("kernel"):
-        return tensor.float().T if tensor.ndim == 2 else tensor.float().flatten(0, -2)
-    return tensor.float()
+        return x.float()[None]
+    return (x.T if x.ndim == 2 else x.flatten(0, -2)).float() if name.endswith("kernel") else x.float()
