@@ -67,7 +67,7 @@ def flags(values: dict | None = None) -> argparse.ArgumentParser:
     g.add_argument("--language", default="", metavar="NAME", help="of captions, where a video has several (en, pt-BR ..)")
     g.add_argument("--control", choices=("captions", "audio"), help="take these from another file: nothing can be learned")
     g = p.add_argument_group("model")
-    arguments.add_shared(g, "--preset", choices=vatt.PRESETS, default="demo")
+    arguments.add_shared(g, "--preset", choices=vatt.PRESETS)
     arguments.add_shared(g, "--init", "--frames", "--fps", "--size", "--patch", "--audio-input", "--rate", "--dropout")
     g.add_argument("--audio-patch", type=arguments.count, metavar="N", help="amplitudes of a patch of a waveform (Table 10)")
     g.add_argument("--vocabulary", type=arguments.number(int, 3), help="largest number of words")
@@ -91,10 +91,11 @@ def start(init: str | None, preset: str) -> vatt.Config:
 
 def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace:
     """All flags, those not given with the preset's values; ends with exit code 2 and one line where one cannot be"""
-    preset = arguments.peek(argv, "--preset", "demo", choices=vatt.PRESETS)
+    init = arguments.peek(argv, "--init", None)
+    preset = arguments.peek(argv, "--preset", pretrained(Path(init))[1] if init else "demo", choices=vatt.PRESETS)
     recipe = RECIPES[preset]
     values = {**arguments.RUN, **dict.fromkeys(("data", "weights", "val", "control", "init")), **recipe,
-              **{name: getattr(start(arguments.peek(argv, "--init", None), preset), name) for name in MODEL},
+              "preset": preset, **{name: getattr(start(init, preset), name) for name in MODEL},
               "vocabulary": vatt.PRESETS[preset].vocabulary, "workers": min(recipe["workers"], os.cpu_count() or 1)}
     p = flags(values)
     given = vars(p.parse_args(argv))

@@ -7,17 +7,19 @@ import pytest
 import tensorflow_files as tf
 import torch
 import torch.nn.functional as F
+from films import folder
 from runs import refused
 from torch import nn
 from torch.testing import assert_close
 
 import evaluate
+import pretrain
 import vatt
 from tools import classifier
 from tools.classifier import Classifier
 from transformer import Size
 from weights import bundle, files
-from weights.__main__ import main
+from weights.__main__ import main, preset
 
 CLOSE = dict(atol=1e-5, rtol=1e-5)
 KINDS = pytest.mark.parametrize("shared", [False, True], ids=["three backbones", "one backbone"])
@@ -185,6 +187,25 @@ def test_the_official_model_trains_batch_norms_and_all_but_its_word_vectors(conv
     optimizer.step()
     same = {name for name, x in model.state_dict().items() if torch.equal(x, before[name])}
     assert same == {"backbones.W_tp"}
+
+
+def test_pre_training_goes_on_from_googles_model_with_its_words(converted, vocabulary, tmp_path):
+    run, _ = converted(tf.pretrained(False))
+    folder(tmp_path / "films", films=6, silent=1, captioned=5)
+    pretrain.main(["--data", str(tmp_path / "films"), "--val", str(tmp_path / "films"), "--init", str(run), "--size", "24",
+                   "--steps", "2", "--batch", "4", "--cache", "0", "--workers", "0", "--out", str(tmp_path / "more")])
+    model = vatt.load(tmp_path / "more")
+    assert model.config == dataclasses.replace(vatt.load(run).config, size=24)
+    assert (tmp_path / "more" / "vocabulary.txt").read_text() == vocabulary.read_text()
+    assert torch.equal(model.backbones.W_tp, vatt.load(run).backbones.W_tp)
+    assert not torch.equal(model.heads.v_to_va1.norm.running_mean, vatt.load(run).heads.v_to_va1.norm.running_mean)
+
+
+def test_the_recipe_of_a_training_from_a_converted_run_is_that_of_its_size(tmp_path):
+    for name, config in vatt.PRESETS.items():
+        assert preset(config) == name, name
+    assert preset(dataclasses.replace(vatt.PRESETS["bbs"], video=Size(12, 384, 1536, 6))) == "sss"
+    assert preset(dataclasses.replace(vatt.PRESETS["bbs"], video=Size(2, 32, 64, 2), size=32)) == "demo"
 
 
 # ------------------------------------------------------------------------------------------------------------------- image ViTs

@@ -84,12 +84,19 @@ def from_vit(args: argparse.Namespace) -> None:
 
 def write(args: argparse.Namespace, model, weights: dict, words) -> None:
     """A run folder: config.json, vocabulary.txt, model.safetensors. ValueError where it holds something else"""
-    run, settings = Run(args.out), {"from": f"weights {args.command} {args.source}"}
+    run, c = Run(args.out), model.config if isinstance(model, Classifier) else model
+    settings = {"preset": preset(c), "from": f"weights {args.command} {args.source}"}
     run.begin(settings, set())
     run.describe(settings, model.describe() if isinstance(model, Classifier) else model.to_json())
     if words:
         words.save(args.out / "vocabulary.txt")
     files.write(args.out / "model.safetensors", weights)
+
+
+def preset(c: vatt.Config) -> str:
+    """The preset whose recipe a training from this model takes unasked"""
+    same = (name for name, p in vatt.PRESETS.items() if (p.video, p.audio, p.text) == (c.video, c.audio, c.text))
+    return next(same, "demo" if c.size < 224 else "sss")
 
 
 def export(args: argparse.Namespace) -> None:
