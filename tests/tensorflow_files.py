@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 MODEL = "model/layer_with_weights-0/"
 END = "/.ATTRIBUTES/VARIABLE_VALUE"
-D, D_MLP, HEADS, WORDS, D_WORD, D_VA, D_VT = 24, 40, 3, 30, 10, 16, 12
+D, D_AUDIO, D_TEXT, WIDTH, WORDS, D_WORD, D_VA, D_VT = 24, 32, 16, 8, 30, 10, 20, 12  # WIDTH: of a head
 PATCH, PLACES, SEGMENT, SEGMENTS, LENGTH = (2, 8, 8), (3, 2, 2), 16, 9, 6
 CODES = {torch.float32: 1, torch.bfloat16: 14}
 
@@ -60,39 +60,39 @@ def write(prefix: Path, variables: dict[str, torch.Tensor], shards: int = 1, row
 # --------------------------------------------------------------------------------------------------------------- the names
 
 
-def encoder(root: str, layers: int, text: bool = False) -> dict[str, tuple]:
-    """Shapes of an encoder's variables"""
-    shapes = {} if text else {f"{root}/final_layer_norm/gamma": (D,), f"{root}/final_layer_norm/beta": (D,)}
+def encoder(root: str, layers: int, d: int, text: bool = False) -> dict[str, tuple]:
+    """Shapes of an encoder's variables; its MLP is 2 d + 4 wide"""
+    shapes = {} if text else {f"{root}/final_layer_norm/gamma": (d,), f"{root}/final_layer_norm/beta": (d,)}
     if text:
-        shapes[f"{root}/final_layer_norm/weight"] = (D,)
-        shapes[f"{root}/layers/0/self_attention/attention/relative_attention_bias/embeddings"] = (32, HEADS)
+        shapes[f"{root}/final_layer_norm/weight"] = (d,)
+        shapes[f"{root}/layers/0/self_attention/attention/relative_attention_bias/embeddings"] = (32, d // WIDTH)
     for i in range(layers):
         layer = f"{root}/layers/{i}"
-        linear = {f"{layer}/{'self_attention/attention' if text else 'mha'}/{x}": (D, D) for x in "qkvo"}
-        linear |= {f"{layer}/feed_forward/mlp/wi": (D, D_MLP), f"{layer}/feed_forward/mlp/wo": (D_MLP, D)}
-        norms = [f"{layer}/feed_forward/layer_norm"] + [] * text + [f"{layer}/layer_norm"] * (not text)
-        shapes |= {f"{name}/{x}": (D,) for name in norms for x in ("gamma", "beta")}
+        linear = {f"{layer}/{'self_attention/attention' if text else 'mha'}/{x}": (d, d) for x in "qkvo"}
+        linear |= {f"{layer}/feed_forward/mlp/wi": (d, 2 * d + 4), f"{layer}/feed_forward/mlp/wo": (2 * d + 4, d)}
+        norms = [f"{layer}/feed_forward/layer_norm"] + [f"{layer}/layer_norm"] * (not text)
+        shapes |= {f"{name}/{x}": (d,) for name in norms for x in ("gamma", "beta")}
         shapes |= {f"{name}/kernel": shape for name, shape in linear.items()}
-        shapes |= {f"{layer}/self_attention/layer_norm/weight": (D,)} if text else {}
+        shapes |= {f"{layer}/self_attention/layer_norm/weight": (d,)} if text else {}
         shapes |= {} if text else {f"{name}/bias": shape[1:] for name, shape in linear.items()}
     return shapes
 
 
-def tower(root: str, kind: str, layers: int, shared: bool = False) -> dict[str, tuple]:
+def tower(root: str, kind: str, layers: int, d: int = D, shared: bool = False) -> dict[str, tuple]:
     """Shapes of one modality with a backbone of its own; `shared`: as fine-tuned from the shared backbone"""
-    raw, shape = ("voxel_to_patch", (*PATCH, 3, D)) if kind == "video" else ("wave_to_patch", (SEGMENT, 1, D))
-    shapes = {f"{root}/{raw}/kernel": shape, f"{root}/{raw}/bias": (D,), f"{root}/agg_embedding": (D,)}
+    raw, shape = ("voxel_to_patch", (*PATCH, 3, d)) if kind == "video" else ("wave_to_patch", (SEGMENT, 1, d))
+    shapes = {f"{root}/{raw}/kernel": shape, f"{root}/{raw}/bias": (d,), f"{root}/agg_embedding": (d,)}
     for part in ("pre_proj", "post_proj") if shared else ():
-        shapes |= {f"{root}/{part}/kernel": (D, D), f"{root}/{part}/bias": (D,)}
-    return shapes | positions(f"{root}/pos_embedding_lookup", kind) | encoder(f"{root}/tx", layers)
+        shapes |= {f"{root}/{part}/kernel": (d, d), f"{root}/{part}/bias": (d,)}
+    return shapes | positions(f"{root}/pos_embedding_lookup", kind, d) | encoder(f"{root}/tx", layers, d)
 
 
-def positions(root: str, kind: str) -> dict[str, tuple]:
+def positions(root: str, kind: str, d: int) -> dict[str, tuple]:
     """Shapes of the tables of positions and their LayerNorm"""
     sides = {"video": dict(zip(("temporal", "vertical", "horizontal"), PLACES, strict=True)), "audio": {"temporal": SEGMENTS},
              "text": {"temporal": LENGTH}}[kind]
-    return {f"{root}/layernorm/gamma": (D,), f"{root}/layernorm/beta": (D,),
-            **{f"{root}/{side}_position_embeddings/embeddings": (n, D) for side, n in sides.items()}}
+    return {f"{root}/layernorm/gamma": (d,), f"{root}/layernorm/beta": (d,),
+            **{f"{root}/{side}_position_embeddings/embeddings": (n, d) for side, n in sides.items()}}
 
 
 def pretrained(shared: bool, layers: int = 2) -> dict[str, tuple]:
@@ -100,30 +100,32 @@ def pretrained(shared: bool, layers: int = 2) -> dict[str, tuple]:
     base = "_base_layer"
     if shared:
         root = f"{base}/unified_backbone/unified_transformer"
-        shapes = encoder(f"{root}/tx", layers) | {f"{root}/raw_to_embeddings/text/embeddings": (WORDS, D_WORD)}
+        shapes = encoder(f"{root}/tx", layers, D) | {f"{root}/raw_to_embeddings/text/embeddings": (WORDS, D_WORD)}
         for short, kind, shape in (("vid", "video", (*PATCH, 3, D)), ("aud", "audio", (SEGMENT, 1, D)), ("txt", "text", ())):
-            shapes |= {f"{root}/{short}_agg_embedding": (D,), **positions(f"{root}/pos_embedding_lookup/{kind}", kind)}
+            shapes |= {f"{root}/{short}_agg_embedding": (D,), **positions(f"{root}/pos_embedding_lookup/{kind}", kind, D)}
             shapes |= {f"{root}/pre_proj/{kind}/kernel": (D if shape else D_WORD, D), f"{root}/pre_proj/{kind}/bias": (D,),
                        f"{root}/post_proj/{kind}/kernel": (D, D), f"{root}/post_proj/{kind}/bias": (D,)}
             if shape:
                 shapes |= {f"{root}/raw_to_embeddings/{kind}/{x}": s for x, s in (("kernel", shape), ("bias", (D,)))}
     else:
-        shapes = tower(f"{base}/vid_backbone/_base", "video", layers) | tower(f"{base}/aud_backbone/_base", "audio", layers + 1)
+        shapes = tower(f"{base}/vid_backbone/_base", "video", layers)
+        shapes |= tower(f"{base}/aud_backbone/_base", "audio", layers + 1, D_AUDIO)
         root = f"{base}/txt_backbone"
-        shapes |= {f"{root}/embedding/embeddings": (WORDS, D_WORD), f"{root}/pre_proj/kernel": (D_WORD, D),
-                   f"{root}/agg_embedding": (D_WORD,), **encoder(f"{root}/base_lm", layers, text=True)}
+        shapes |= {f"{root}/embedding/embeddings": (WORDS, D_WORD), f"{root}/pre_proj/kernel": (D_WORD, D_TEXT),
+                   f"{root}/agg_embedding": (D_WORD,), **encoder(f"{root}/base_lm", layers, D_TEXT, text=True)}
+    d_audio, d_text = (D, D) if shared else (D_AUDIO, D_TEXT)
     head = "_head_layer/_bridge_heads/0"
     for name, d in (("hid_to_va/pre_bn", D_VA), ("hid_to_va/bn", D_VA), ("va_to_vat/bn", D_VT)):
         shapes |= {f"{head}/{name}/{x}": (d,) for x in ("gamma", "beta", "moving_mean", "moving_variance")}
     return shapes | {f"{head}/vid_to_hid/kernel": (D, D_VA), f"{head}/hid_to_va/dense/kernel": (D_VA, D_VA),
-                     f"{head}/va_to_vat/dense/kernel": (D_VA, D_VT), f"{head}/aud_to_va/kernel": (D, D_VA),
-                     f"{head}/aud_to_va/bias": (D_VA,), f"{head}/txt_to_vat/kernel": (D, D_VT),
+                     f"{head}/va_to_vat/dense/kernel": (D_VA, D_VT), f"{head}/aud_to_va/kernel": (d_audio, D_VA),
+                     f"{head}/aud_to_va/bias": (D_VA,), f"{head}/txt_to_vat/kernel": (d_text, D_VT),
                      f"{head}/txt_to_vat/bias": (D_VT,)}
 
 
 def finetuned(kind: str, classes: int, shared: bool = False) -> dict[str, tuple]:
     """Shapes of all variables of a classifier"""
-    return tower("_base", kind, 2, shared) | {"_ops/cls/kernel": (D, classes), "_ops/cls/bias": (classes,)}
+    return tower("_base", kind, 2, shared=shared) | {"_ops/cls/kernel": (D, classes), "_ops/cls/bias": (classes,)}
 
 
 def variables(shapes: dict[str, tuple], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -162,13 +164,13 @@ class Model:
     def encode(self, x, tx, mask=None, text=False):
         """x (B, N, d), AGG first; mask (B, N) -> z_out (B, d)"""
         layers = 1 + max(int(name.split("/layers/")[1].split("/")[0]) for name in self.v if name.startswith(f"{tx}/layers/"))
-        split = lambda q: q.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        split = lambda q: q.unflatten(-1, (-1, WIDTH)).transpose(1, 2)
         for i in range(layers):
             layer = f"{tx}/layers/{i}"
             attention = f"{layer}/self_attention/attention" if text else f"{layer}/mha"
             y = self.layer_norm(x, f"{layer}/self_attention/layer_norm" if text else f"{layer}/layer_norm")
             q, k, v = (split(self.dense(y, f"{attention}/{one}")) for one in "qkv")
-            scores = q @ k.transpose(-1, -2) / (1 if text else math.sqrt(D / HEADS))
+            scores = q @ k.transpose(-1, -2) / (1 if text else math.sqrt(WIDTH))
             if text:
                 scores = scores + self.relative(tx, x.shape[1])
             if mask is not None:
@@ -181,7 +183,7 @@ class Model:
     def relative(self, tx, n):
         """T5's bias of the first layer, which all layers use; 16 buckets a side, exact up to 7, logarithmic up to 64"""
         table = self.v[f"{tx}/layers/0/self_attention/attention/relative_attention_bias/embeddings"]
-        bias = torch.zeros(HEADS, n, n, dtype=torch.float64)
+        bias = torch.zeros(table.shape[1], n, n, dtype=torch.float64)
         for i in range(n):
             for j in range(n):
                 r = abs(j - i)

@@ -38,7 +38,7 @@ def converted(tmp_path, vocabulary):
     def convert(shapes, dtype=torch.float32, **layout):
         values = tf.variables(shapes, dtype)
         prefix = tf.write(tmp_path / "google" / "ckpt-7", values, **layout)
-        main(["official", str(prefix), "--vocabulary", str(vocabulary), "--head-width", str(tf.D // tf.HEADS), "--out",
+        main(["official", str(prefix), "--vocabulary", str(vocabulary), "--head-width", str(tf.WIDTH), "--out",
               str(tmp_path / "run")])
         return tmp_path / "run", values
     return convert
@@ -76,7 +76,7 @@ def test_layers_and_heads_are_found_from_names_and_shapes(tmp_path, vocabulary):
     prefix = tf.write(tmp_path / "ckpt-1", tf.variables(tf.pretrained(False, layers=3)))
     main(["official", str(prefix), "--vocabulary", str(vocabulary), "--out", str(tmp_path / "run")])  # no --head-width
     config = vatt.load(tmp_path / "run").config
-    assert [config.video, config.audio, config.text] == [Size(n, tf.D, tf.D_MLP, tf.HEADS) for n in (3, 4, 3)]
+    assert [config.video, config.audio, config.text] == [Size(3, 24, 52, 3), Size(4, 32, 68, 4), Size(3, 16, 36, 2)]
     assert (config.frames, config.size, config.samples) == (6, 16, 144)
 
 
@@ -277,10 +277,11 @@ def test_torchs_own_encoder_takes_the_transformer(converted, shared, modality):
     main(["export", str(run), "--to", "torch", "--modality", modality])
     model = vatt.load(run)
     ours = model.backbones.transformer if shared else getattr(model.backbones, f"{modality}_transformer")
-    layer = nn.TransformerEncoderLayer(tf.D, tf.HEADS, tf.D_MLP, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True)
-    theirs = nn.TransformerEncoder(layer, len(ours.blocks), nn.LayerNorm(tf.D, 1e-6), enable_nested_tensor=False).eval()
+    d = ours.x_agg.shape[1]
+    layer = nn.TransformerEncoderLayer(d, d // tf.WIDTH, 2 * d + 4, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True)
+    theirs = nn.TransformerEncoder(layer, len(ours.blocks), nn.LayerNorm(d, 1e-6), enable_nested_tensor=False).eval()
     theirs.load_state_dict(files.read(run / f"{modality}-torch" / "model.safetensors"))
-    tokens = torch.randn(2, 9, tf.D)
+    tokens = torch.randn(2, 9, d)
     whole = torch.cat([ours.x_agg[:1].expand(2, 1, -1), tokens], 1)
     assert_close(theirs(whole), ours(tokens, all_tokens=True), **CLOSE)
 
@@ -311,6 +312,7 @@ def plain_vit(d: int = 24, side: int = 4) -> dict[str, torch.Tensor]:
 def test_positions_become_the_nearest_sum_of_a_row_and_a_column_table(tmp_path, capsys):
     vit = plain_vit()
     files.write(tmp_path / "vit.safetensors", vit)
+    (tmp_path / "config.json").write_text('{"layer_norm_eps": 1e-12}')  # as transformers' ViTs have it
     main(["vit", str(tmp_path / "vit.safetensors"), "--out", str(tmp_path / "run"), "--head-width", "8", "--audio"])
     b, grid = vatt.load(tmp_path / "run").backbones, vit["pos_embed"][0, 1:].unflatten(0, (4, 4))
     design = torch.zeros(16, 8)
@@ -319,7 +321,9 @@ def test_positions_become_the_nearest_sum_of_a_row_and_a_column_table(tmp_path, 
     best = (design.double() @ torch.linalg.pinv(design.double()) @ grid.flatten(0, 1).double()).float()
     assert_close((b.e_vertical[:, None] + b.e_horizontal - vit["patch_embed.proj.bias"]).flatten(0, 1), best, **CLOSE)
     error = ((best - grid.flatten(0, 1)).square().mean() / grid.square().mean()).sqrt()
-    assert f"{100 * error:.1f}% of its positions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{100 * error:.1f}% of its positions" in said
+    assert "warning: LayerNorms add 1e-12" in said
     assert not b.e_temporal.any()
     assert_close(b.audio_transformer.state_dict(), b.video_transformer.state_dict())
 

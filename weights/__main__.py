@@ -78,6 +78,10 @@ def from_vit(args: argparse.Namespace) -> None:
         if args.audio and name.startswith("video_transformer"):
             weights[f"backbones.{name.replace('video', 'audio')}"] = tensor
     write(args, config, weights, vatt.tokenize.Vocabulary([]))
+    beside = args.source.with_name("config.json")
+    eps = json.loads(beside.read_text(encoding="utf-8")).get("layer_norm_eps", 1e-6) if beside.is_file() else 1e-6
+    if eps != 1e-6:
+        print(f"warning: LayerNorms add {eps} to the variance, as {beside} says, and ours 1e-6: outputs may differ")
     print(f"{args.source}: {config.video}, {config.size} pixels; a row and a column table leave {100 * error:.1f}% of its "
           f"positions\n{args.out} is a run to start from (--init); what an image has not is random")
 
