@@ -72,9 +72,12 @@ class Decoded:
         return crop(self.frames[(first + np.arange(frames)) % len(self.frames)], box, size)
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
-        """As `Media.audio`, from the audio in memory"""
-        wave = self.wave[round(start * rate) :][:samples].astype(np.float32) / 32767
-        return np.pad(wave, (0, samples - len(wave)))
+        """As `Media.audio`, from the audio in memory; decoded anew where it may go on after the video."""
+        first = round(start * rate)
+        if rate != self.rate or first + samples > len(self.wave):
+            with Media(*self.source) as media:
+                return media.audio(start, samples, rate)
+        return self.wave[first : first + samples].astype(np.float32) / 32767
 
     def __enter__(self) -> "Decoded":
         return self

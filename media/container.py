@@ -46,18 +46,26 @@ class Part:
         self.byte: dict[str, int] = {}      # of the first packet
         self.first: dict[str, float] = {}
         self.end: dict[str, float] = {}
+        self.latest: dict[str, list[float]] = {}
         self.shift = 0.0                    # seconds to add, so that it follows the part before it
 
     def add(self, kind: str, start: float, end: float, byte: int) -> None:
         """Add a packet."""
         self.byte.setdefault(kind, byte)
         self.first[kind], self.end[kind] = min(self.first.get(kind, start), start), max(self.end.get(kind, end), end)
+        self.latest[kind] = sorted([*self.latest.get(kind, ()), start])[-2:]
 
     def holds(self, kind: str, t: float) -> bool:
         """Whether a packet of that time is of this clock: it follows the last, or its stream paused while others went on"""
         near = any(abs(t - end) <= FORWARD for end in self.end.values())
         end = self.end.get(kind)
         return near if end is None else t >= end - BACKWARD and (near or t <= end)
+
+    def rank(self, kind: str, byte: int, stamp: int | None, unit: float) -> tuple:
+        """How likely a packet of this place and time is of this clock"""
+        t = self.first[kind] if stamp is None else stamp * unit
+        is_within = self.first[kind] - BACKWARD <= t <= self.end[kind] + BACKWARD
+        return is_within, self.byte[kind] <= byte, self.byte[kind] if self.byte[kind] <= byte else -self.byte[kind]
 
 
 class Container:
@@ -108,8 +116,9 @@ class Container:
         except Exception as error:
             reason = "not a media file" if os.access(self.file, os.R_OK) else "no permission"
             raise Unreadable(self.path, reason) from error
-        self.format, self._from = self._av.format.name.split(",")[0], 0
-        self._origin = (self._av.start_time or 0) / av.time_base
+        self.format, self._from, self._reached = self._av.format.name.split(",")[0], 0, 0
+        # What FFmpeg takes for the start of an ASF is, where a track starts late, that track's.
+        self._origin = 0.0 if self.format == "asf" else (self._av.start_time or 0) / av.time_base
         self._units = [float(stream.time_base) for stream in self._av.streams]  # once: fractions are slow
         for kind in ("video", "audio"):
             if stream := self._best(kind):
@@ -169,12 +178,13 @@ class Container:
     @cached_property
     def duration(self) -> float:
         """Seconds from time 0 to the end of the video, or of the audio where there is no video."""
-        stream = self.streams[self.main]
-        if self.format in LENGTHS and stream.duration and stream.start_time is not None:
-            length = self.time(self.main, stream.start_time + stream.duration)
-            if 0 < length < 1e6:
-                return length
-        return self._survey[0]
+        stream, stated = self.streams[self.main], 0.0
+        if stream.duration and stream.start_time is not None:
+            stated = self.time(self.main, stream.start_time + stream.duration)
+        if self.format in LENGTHS and 0 < stated < 1e6:
+            return stated
+        # An MP3 with a header knows how much of its last packet is padding; without, what it states is a guess.
+        return stated if self.format == "mp3" and abs(stated - self._survey[0]) < 0.1 else self._survey[0]
 
     @property
     def _survey(self) -> tuple[float, list[Part], list[tuple[float, int]]]:
@@ -198,8 +208,20 @@ class Container:
             stamps.append((packet.pts, packet.duration or 0))
         if not stamps:
             return None
-        (before, _), (at, length) = [(0, 0), *sorted(stamps)][-2:]
-        return self.time(self.main, at + (length or (at - before if len(stamps) > 1 else 1 / self.rate() / unit)))
+        (before, _), (at, length) = [*sorted(stamps)[:1], *sorted(stamps)][-2:]
+        if self.main == "video":
+            length = max(length, at - before) or 1 / self.rate() / unit
+        return self.time(self.main, at + length)
+
+    def refuse_rest(self) -> None:
+        """Raise Unreadable where FFmpeg has come to its end of the file, but there another file begins."""
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            head = file.read(4)
+            file.seek(self.offset + self._reached)
+            rest = file.read(min(1 << 20, (self.size or 1 << 60) - self._reached))
+        if rest.find(head) >= 0 and self.format in ("matroska", "flv", "asf"):
+            raise Unreadable(self.path, "several files joined to one")
 
     # -------------------------------------------------------------------------------------------------------- packets
 
@@ -213,18 +235,18 @@ class Container:
                     return
                 if packet.size:
                     self.charge(2e3)
+                    self._reached = max(self._reached, (packet.pos or 0) + packet.size)
                     yield packet
 
     def packets(self, kind: str) -> Iterator[av.Packet]:
         """The packets of a stream from where the file stands; after a jump of the clock, timestamps go on."""
-        parts, unit, byte = self.parts, self.unit(kind), self._from
-        begins = [part.byte.get(kind, math.inf) for part in parts]
+        parts, unit, byte = [part for part in self.parts if kind in part.byte], self.unit(kind), self._from
         for packet in self.demux(self.streams[kind]):
             if parts:
                 byte = packet.pos if packet.pos is not None else byte
                 if byte < self._from:
                     continue
-                shift = round(parts[max(0, bisect_right(begins, byte) - 1)].shift / unit)
+                shift = round(max(parts, key=lambda part: part.rank(kind, byte, packet.pts, unit)).shift / unit)
                 packet.pts = None if packet.pts is None else packet.pts + shift
                 packet.dts = None if packet.dts is None else packet.dts + shift
             yield packet
@@ -326,6 +348,7 @@ def survey(path: str, offset: int, size: int | None, version: tuple, name: str) 
     with Container(path, offset, size, name) as file:
         main = file.main
         if file.format in ENDS and (end := file.last()):
+            file.refuse_rest()
             return end, [], []
         file.open()
         file.allow()
@@ -333,16 +356,19 @@ def survey(path: str, offset: int, size: int | None, version: tuple, name: str) 
         for packet in file.demux(*file.streams.values()):
             kind = packet.stream.type
             unit, byte = file.unit(kind), byte if packet.pos is None else packet.pos
-            k = at.get(kind, 0)
-            t = parts[k].end.get(kind, start) if packet.pts is None else packet.pts * unit
-            while kind in at and k < len(parts) and not parts[k].holds(kind, t):
-                k += 1
-            if k == len(parts):
-                parts.append(Part())
-            at[kind] = k
+            t = parts[at.get(kind, 0)].end.get(kind, start) if packet.pts is None else packet.pts * unit
+            if kind in at and not parts[at[kind]].holds(kind, t):
+                at[kind] = next((k for k in range(len(parts) - 1, at[kind], -1) if parts[k].holds(kind, t)), len(parts))
+                if at[kind] == len(parts):
+                    parts.append(Part())
+            k = at.setdefault(kind, 0)
             parts[k].add(kind, t, t + ((packet.duration or 0) * unit or (1 / file.rate() if kind == "video" else 0)), byte)
             if kind == main and packet.is_keyframe and packet.pos is not None:
                 keys.append((t, byte, k))
+        file.refuse_rest()
+        for part in parts:  # the last frame is shown as long as the one before it, if that is longer
+            if len(latest := part.latest.get("video", ())) == 2:
+                part.end["video"] = max(part.end["video"], 2 * latest[1] - latest[0])
         for before, part in pairwise(parts):
             kind = main if main in before.end and main in part.first else next(iter(part.first))
             part.shift = before.shift + before.end.get(kind, max(before.end.values())) - part.first[kind]

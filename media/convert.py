@@ -118,9 +118,9 @@ class AudioAssembler:
         elapsed = np.cumsum([0.0, *lengths])[:-1]
         late = np.array([time for time, _ in self.blocks]) - elapsed
         back = -np.minimum(np.diff(late), 0)  # timestamps that are only rounded go back by less than a unit
-        jitter = float(np.quantile(back, 0.75)) if len(back) else 0.0
+        jitter = float(np.quantile(back, 0.9)) if len(back) else 0.0
         uneven = max(lengths) - min(lengths) if self.uneven and lengths else 0.0
-        most = uneven + max(self.unit, STEP) + 1e-4 + 3 * max(0.0, jitter - 0.75 * self.unit)
+        most = uneven + max(self.unit, STEP) + 1e-4 + 2 * max(0.0, jitter - self.unit)
         runs, first, level, near = [], 0, 0.0, []
         for k, block in enumerate(blocks):
             off = late[k] - level

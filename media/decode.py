@@ -15,7 +15,7 @@ import math
 import os
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import chain
@@ -79,6 +79,10 @@ class Media:
         """Let go of the file; to do so twice does no harm."""
         self.file.close()
 
+    def _again(self) -> "Media":
+        """The file, opened once more: what is read a part at a time must not be moved by what is read in between."""
+        return Media(self.file.file, self.file.offset, self.file.size, self.path)
+
     @property
     def duration(self) -> float:
         """Seconds from time 0 to the end of the video, or of the audio where there is no video."""
@@ -94,7 +98,7 @@ class Media:
         Shown at t is the last one whose timestamp is at most t; before the first one, the first. A box may be a function of
         width and height, which is cheaper than to ask for them first.
         """
-        return next(self.clips([start], frames, fps, box, size))
+        return next(self._clips([start], frames, fps, box, size))
 
     def clips(self, starts: Sequence[float], frames: int, fps: float, box: Box | Chooser = (0, 0, 1, 1),
               size: tuple[int, int] = (224, 224)) -> Iterator[np.ndarray]:
@@ -102,6 +106,11 @@ class Media:
 
         Unreadable at the first clip that cannot be had; those after it begin later, and are not given either.
         """
+        with self._again() as media:
+            yield from media._clips(starts, frames, fps, box, size)
+
+    def _clips(self, starts: Sequence[float], frames: int, fps: float, box: Box | Chooser,
+               size: tuple[int, int]) -> Iterator[np.ndarray]:
         if not (all(0 <= start < math.inf for start in starts) and list(starts) == sorted(starts)
                 and frames >= 1 and fps > 0 and min(size) >= 1):
             raise ValueError(f"{self.path!r}: video wants ascending starts >= 0, frames >= 1, fps > 0 and sizes >= 1")
@@ -125,13 +134,13 @@ class Media:
         if not self.has_video:
             raise Unreadable(self.path, "no video")
         convert, i = FrameConverter((0, 0, 1, 1), size, self._stretch), 0
-        self.file.allow()
         try:
-            for time, until, frame in self._shown(start):
-                while start + i / fps < until - EPS:
-                    yield convert(time, frame)
-                    i += 1
-                    self.file.allow()
+            with self._again() as media:
+                for time, until, frame in media._shown(start):
+                    while start + i / fps < until - EPS:
+                        yield convert(time, frame)
+                        i += 1
+                        media.file.allow()
         except Unreadable:
             raise
         except Exception as error:
@@ -148,19 +157,27 @@ class Media:
             raise ValueError(f"{self.path!r} has no sound: look at has_audio first")
         if not (0 <= start < math.inf and samples >= 1 and rate >= 1):
             raise ValueError(f"{self.path!r}: audio wants start >= 0, samples >= 1 and rate >= 1")
-        self.file.allow()
-        # Ours: silence past the end of the audio (official: it loops, as the frames do).
-        interval = AudioAssembler(start, samples, rate, self.file.unit("audio"), uneven=self.file.codec("audio") == "vorbis")
         try:
-            blocks = self._samples.blocks if self._samples else lambda t: self.file.frames("audio", t, late=PREROLL / 3)
-            for time, block in blocks(start - PREROLL):
-                if not interval.add(time, block):
-                    break
-            wave = interval.wave()
+            if self._samples:
+                return self._assemble(self._samples.blocks, start, samples, rate)
+        except Exception:  # libsndfile gives up where a file is damaged; FFmpeg passes over that
+            self._samples = None
+        try:
+            return self._assemble(lambda t: self.file.frames("audio", t, late=PREROLL / 3), start, samples, rate)
         except Unreadable:
             raise
         except Exception as error:
             raise Unreadable(self.path, "decoding failed") from error
+
+    def _assemble(self, blocks: Callable[[float], Iterator], start: float, samples: int, rate: int) -> np.ndarray:
+        """`audio` of the blocks that follow a time"""
+        self.file.allow()
+        # Ours: silence past the end of the audio (official: it loops, as the frames do).
+        interval = AudioAssembler(start, samples, rate, self.file.unit("audio"), uneven=self.file.codec("audio") == "vorbis")
+        for time, block in blocks(start - PREROLL):
+            if not interval.add(time, block):
+                break
+        wave = interval.wave()
         if not interval.heard:
             raise Unreadable(self.path, "no sound decodes")
         return wave
@@ -256,7 +273,8 @@ class Media:
                 if packet is None:
                     decoded = math.inf
                 else:
-                    if packet.pts is None or packet.pts in order[-100:] or (packet.dts or packet.pts) > packet.pts:
+                    stamps = packet.pts, packet.dts
+                    if stamps[0] is None or stamps[0] in order[-100:] or stamps[0] < max(decoded, stamps[1] or decoded):
                         raise Doubt
                     if packet.is_discard:
                         hidden = max(hidden, packet.pts)

@@ -9,8 +9,9 @@ import soundfile
 
 from media.container import Container
 
-FORMATS = {"wav", "w64", "flac", "ogg", "mp3", "aiff"}  # as FFmpeg names them
-MAX_INSIDE = 64 << 20                                   # bytes of a file inside another that are copied to be read
+# As FFmpeg names them. Not MP3: of one without a header libsndfile guesses length and places, and it prints what it thinks.
+FORMATS = {"wav", "w64", "flac", "ogg", "aiff"}
+MAX_INSIDE = 64 << 20  # bytes of a file inside another that are copied to be read
 
 
 class Waveform:
@@ -34,9 +35,6 @@ class Waveform:
         except Exception:  # what it does not know, or takes for damaged, FFmpeg may
             return None
         if file.channels > 2 or file.samplerate < 1000 or not 0 < file.frames < 1e6 * file.samplerate:
-            return None
-        # It guesses the length of an MP3 without a header, and where to seek in it.
-        if container.format == "mp3" and abs(file.frames / file.samplerate - container.duration) > 0.1:
             return None
         return cls(file)
 
