@@ -61,15 +61,16 @@ class Decoded:
             return (media.audio(0.0, max(1, round(self.duration * self.rate)), self.rate) * 32767).astype(np.int16)
 
     def video(self, start: float, frames: int, fps: float, box, size: tuple[int, int]) -> np.ndarray:
-        """As `Media.video`, from the frames in memory; decoded anew where it begins between two of them."""
-        first = round(start * self.fps)
-        if fps != self.fps or abs(start - first / fps) > EPS:
+        """As `Media.video`, from the frames in memory; decoded anew where the frames asked for are between those."""
+        first, count = round(start * self.fps), len(self.frames)
+        is_there = fps == self.fps and abs(start - first / fps) <= EPS
+        if is_there and first >= count:
+            raise Unreadable(self.path, "start past the end")
+        if not is_there or (first + frames > count and abs(self.duration - count / fps) > EPS):
             with Media(*self.source) as media:
                 return media.video(start, frames, fps, box, size)
-        if first >= len(self.frames):
-            raise Unreadable(self.path, "start past the end")
         box = box(self.width, self.height) if callable(box) else box
-        return crop(self.frames[(first + np.arange(frames)) % len(self.frames)], box, size)
+        return crop(self.frames[(first + np.arange(frames)) % count], box, size)
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
         """As `Media.audio`, from the audio in memory; decoded anew where it may go on after the video."""

@@ -61,9 +61,9 @@ def late(wave, start, rate=RATE, within=0.5):
 def write(path, frames=100, times=None, seconds=None, codec="libx264", audio="aac", **more):
     """A video of `frames` coded frames at `times` (25 fps), with `seconds` of audio (as long as the video).
 
-    more: `at`, where the audio begins; `lost`, numbers of audio packets that are missing, whose time stays; `jitter(k)`, what is
-    added to the time of audio packet k; `first`, number of the first frame, whose place in the noise goes with it; `options` of
-    the video encoder, `muxer`, `format`, `gop`, `rate`, `time_base`.
+    more: `at`, where the audio begins; `lost`, numbers of audio packets that are missing, whose time stays; `jitter(k)`, added
+    to the time of audio packet k; `first`, number of the first frame, whose place in the noise goes with it; `options` of the
+    video encoder, `muxer`, `format`, `gop`, `rate`, `time_base`.
     """
     times = [n / FPS for n in range(frames)] if times is None else times
     unit, rate = more.get("time_base", Fraction(1, 90_000)), more.get("rate", RATE)
