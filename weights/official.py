@@ -91,9 +91,9 @@ class TextTransformer(Transformer):
         super().__init__(size, relative_bias=True, dropout=dropout)
         self.x_agg = nn.Parameter(truncated_normal_(torch.empty(1, d_in), d_in**-0.5))
         self.before = nn.Sequential(nn.Linear(d_in, size.d), nn.GELU())
-        self.norm = nn.RMSNorm(size.d, eps=1e-6)
+        self.norm = RMSNorm(size.d, eps=1e-6)
         for block in self.blocks:
-            block.norm1 = nn.RMSNorm(size.d, eps=1e-6)
+            block.norm1 = RMSNorm(size.d, eps=1e-6)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.bias = None
@@ -106,6 +106,13 @@ class TextTransformer(Transformer):
         for block in self.blocks:
             x = block(x, bias)
         return self.dropout(self.norm(x[:, 0]))
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) times a weight, in the weight's precision, as autocast runs LayerNorm"""
+
+    def forward(self, x):
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Heads(heads.Heads):
