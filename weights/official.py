@@ -1,4 +1,4 @@
-"""Google's released VATT: where it differs from the paper's model, and where its weights go.
+"""Google's released VATT: where it differs from the paper's model.
 
 The classes here stand before the paper's (`vatt.VARIANTS`), so that each method shows one difference:
 
