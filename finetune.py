@@ -305,8 +305,13 @@ def train(s: argparse.Namespace, processes: Processes) -> dict:
             run.claim()
         found, problems = listed(s, run.out, processes)
         s = settled(s, found)
+        s.files = found.digest
         if processes.first:
-            run.begin(arguments.plain(s), arguments.MAY_DIFFER)
+            saved = run.read_config()["settings"] if run.began else {"files": s.files}
+            if saved.get("files", s.files) != s.files:
+                problems.append(f"{s.data}: files, labels or times changed since the run began; it goes on with those of now")
+            moved = saved.get("files") == s.files or official.same(saved.get("data") or "", s.data)
+            run.begin(arguments.plain(s), arguments.MAY_DIFFER | {"files"} | ({"data"} if moved else set()))
             told = Problems(run.out / "problems.txt")
             for line in problems:
                 told.append(printable(line))

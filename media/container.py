@@ -25,7 +25,7 @@ BACKWARD, FORWARD = 1.0, 10.0              # seconds: a timestamp that goes back
 
 OPTIONS = {
     # Never a playlist or a script (hls, concat, dash, sdp, ..): those open other files and addresses.
-    "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,ogg,asf,rm,h264,hevc,obu,ivf,gif,mp3,wav,"
+    "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mxf,flv,ogg,asf,rm,h264,hevc,obu,ivf,gif,mp3,wav,"
                         "w64,aiff,caf,flac,aac,ac3,eac3,amr,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,image2",
     "protocol_whitelist": "file",
     "pattern_type": "none",                # a % in the name of an image stands for itself

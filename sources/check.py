@@ -17,10 +17,12 @@ from engine.errors import fail, printable, user_errors
 from engine.workers import Failed, map_isolated
 from media import Media, Unreadable
 from sources import layouts
+from sources.census import captions
 from sources.index import Index, opened, starts
 from sources.shards import checksum
 
 FRAMES, FPS, SIZE, RATE = 32, 10.0, (64, 64), 48000     # of the clips that are looked at: those of pre-training, but small
+INSIDE = "captions inside"
 SOUND = 60                                              # seconds of it decoded at a time
 
 
@@ -43,28 +45,37 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         try:
             kind, root = layouts.parse_source(args.path)
             layouts.list_files(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
-            index = Index(Path(scratch) / "index")
-            reasons = write_broken(args.out, broken(index, args.whole, args.workers, args.timeout))
+            index, inside = Index(Path(scratch) / "index"), []
+            reasons = write_broken(args.out, broken(index, args.whole, args.workers, args.timeout, inside))
         except KeyboardInterrupt:
             fail(130, f"stopped; what was found is in {args.out}")
     print(f"{len(index)} clips read, {sum(reasons.values())} broken{f': {args.out}' if reasons else ''}")
+    print(captions([index]))
+    if inside:
+        print(f"{len(inside)} of those hold captions inside, first {printable(inside[0])}: ffmpeg -i VIDEO -map 0:s:0 VIDEO.srt"
+              " takes them out")
     for reason, count in reasons.most_common():
         print(f"{count:8}  {reason:24} {'#' * max(1, round(40 * count / len(index)))}")
     sys.exit(3 if reasons else 0)
 
 
-def broken(index: Index, whole: bool, workers: int, timeout: float) -> Iterator[tuple[str, float, float, str]]:
-    """Reads every clip, in order, with a bar; yields (name, start, end, reason) of those that cannot be read."""
+def broken(index: Index, whole: bool, workers: int, timeout: float, inside: list[str]) -> Iterator[tuple]:
+    """Reads every clip, in order, with a bar; yields (name, start, end, reason) of those that cannot be read.
+
+    To `inside` it adds the names of those without captions that hold some in the file itself, which are not read.
+    """
     tasks, live, count = ((index.folder, i, whole) for i in range(len(index))), sys.stderr.isatty(), 0
     with (
         closing(map_isolated(examine, tasks, workers, timeout)) as examined,
         tqdm(examined, total=len(index), unit="clip", mininterval=0.5 if live else 60) as bar,
     ):
-        for (_, i, _), reason in bar:
-            if reason is not None:
+        for (_, i, _), found in bar:
+            if found == INSIDE:
+                inside.append(index.name(i))
+            elif found is not None:
                 count += 1
                 bar.set_postfix(broken=count, refresh=False)
-                yield index.name(i), *index[i][1:3], reason.reason if isinstance(reason, Failed) else reason
+                yield index.name(i), *index[i][1:3], found.reason if isinstance(found, Failed) else found
 
 
 def write_broken(path: Path, rows: Iterable[tuple[str, float, float, str]]) -> collections.Counter:
@@ -80,7 +91,7 @@ def write_broken(path: Path, rows: Iterable[tuple[str, float, float, str]]) -> c
 
 
 def examine(task: tuple[Path, int, bool]) -> str | None:
-    """(index, row, all of it) -> what is wrong with the clip, if anything"""
+    """(index, row, all of it) -> what is wrong with the clip, if anything, or that captions inside it are not read."""
     folder, number, whole = task
     index = opened(folder)
     row = index[number]
@@ -98,6 +109,6 @@ def examine(task: tuple[Path, int, bool]) -> str | None:
             for start in np.arange(first, last + FRAMES / FPS, SOUND) if whole else (first,):
                 if media.has_audio:
                     media.audio(start, round((SOUND if whole else FRAMES / FPS) * RATE), RATE)
+            return INSIDE if media.has_captions and not row.captions else None
     except Unreadable as e:
         return e.reason
-    return None

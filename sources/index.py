@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from media import Media, Unreadable
-from media.captions import Caption
+from media.captions import MAX_CAPTIONS, MAX_CHARACTERS, Caption
 
 FORMAT = 3                                          # 2, which is read too, had spans of float32 and no labels
 SHARD = "shard-{:06d}.tar"
@@ -43,7 +43,7 @@ TYPES = {
 LABELS = ("labels", "label_ends")
 PLACES = np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
-BLOCK = 1 << 12                                     # rows written, or captions read, together
+BLOCK = 1 << 10                                     # rows written, or captions read, together
 MANY = 1 << 16                                      # rows looked at together
 
 
@@ -118,15 +118,16 @@ def write(folder: Path, root: Path, rows: Iterable[Row], packed: bool = False, l
 
 
 def point(folder: Path, at: Path) -> None:
-    """Makes `folder` stand for the index in `at`, which is not copied, as long as that one stays what it is."""
-    try:
-        head = json.loads((at / "index.json").read_text())
-        beside = head["packed"] and head["root"] == os.pardir
-    except (OSError, ValueError, KeyError, TypeError):
-        beside = True                                       # `Index` says what is wrong with it
-    if not beside:
+    """Makes `folder` stand for the index in `at`, which is not copied, as long as that one stays what it is.
+
+    Shards may be of others: ValueError where the index points to files that do not lie beside it, or is malformed.
+    """
+    index, home = Index(at), os.path.realpath(at.parent) + os.sep
+    parts = [at / "index.json", *(at / name for name in index.data), *at.parent.glob("shard-*.tar")]
+    if "at" in head_of(at) or not index.packed or index.root != Path(os.path.normpath(index.folder / os.pardir)) or (
+            not all(os.path.realpath(part).startswith(home) for part in parts)):
         raise ValueError(f"{at} points to files elsewhere, not to the shards beside it: pack them anew (data.py pack)")
-    index = Index(at)
+    index.check()
     folder.mkdir(parents=True, exist_ok=True)
     head = {"format": FORMAT, "at": str(index.folder), "rows": index.rows, "crc": index.crc}
     (folder / "index.json").write_text(json.dumps(head))
@@ -178,6 +179,17 @@ def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int
     return {"rows": count, "cues": cue_end, "labels": label_end, "crc": crc}
 
 
+def head_of(folder: Path) -> dict[str, Any]:
+    """What index.json says; ValueError where there is none, or something else."""
+    path = folder / "index.json"
+    if not path.is_file() or path.stat().st_size > 1 << 16:         # a pipe would be waited for
+        raise ValueError("no index.json")
+    head = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(head, dict):
+        raise ValueError("another index.json")
+    return head
+
+
 def types_of(packed: bool, labels: bool = True, version: int = FORMAT) -> dict[str, Any]:
     """The files of an index, and the type of their numbers"""
     types = {**TYPES, **({"places": PLACES} if packed else {}), **({"spans": "<f4"} if version == 2 else {})}
@@ -193,10 +205,10 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder).absolute()
         try:
-            head = json.loads((self.folder / "index.json").read_text())
+            head = head_of(self.folder)
             if "at" in head:
                 asked, self.folder = head, Path(head["at"])
-                head = json.loads((self.folder / "index.json").read_text())
+                head = head_of(self.folder)
                 if any(head[k] != asked[k] for k in ("rows", "crc")):
                     raise ValueError(f"{self.folder} is not what it was when this was written")
             version = head["format"]
@@ -215,11 +227,19 @@ class Index:
             }
             if wrong := [name for name, values in self.data.items() if len(values) != wanted[name]]:
                 raise ValueError(f"wrong length of {', '.join(wrong)}")
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder} holds no whole index ({error}): delete it, and it is written again") from None
 
     def __reduce__(self) -> tuple:
         return Index, (self.folder,)
+
+    def check(self) -> None:
+        """ValueError where a row has no place, or more in it than `write` puts there: it would cost whoever draws it."""
+        for name, most in (("path_ends", MANY), ("cue_ends", MAX_CAPTIONS), ("text_ends", 4 * MAX_CHARACTERS), ("label_ends", MANY)):
+            ends = self.data.get(name, np.zeros(1))
+            sizes = (np.diff(ends[i : i + MANY + 1]) for i in range(0, len(ends) - 1, MANY))
+            if ends[0] != 0 or not all(size.min() >= 0 and size.max() <= most for size in sizes):
+                raise ValueError(f"{self.folder} is damaged or made up ({name}): pack its videos anew (data.py pack)")
 
     def __len__(self) -> int:
         return self.rows

@@ -53,6 +53,7 @@ class Labelled(NamedTuple):
     test: Index
     missing: list[str]
     listed: tuple[int, int]                             # to train on and to test on, missing ones included
+    digest: str                                         # of all rows and the sizes of their files
 
 
 class Files:
@@ -109,7 +110,7 @@ class Files:
 
     def labelled(self, classes: list[str], train: Iterable, test: Iterable, multi: bool = False, kind: str = "") -> Labelled:
         """From rows (what is listed, path below the root or None, start, end, its class, its classes or its caption)"""
-        sides, counts, missing, seen = [], [], [], Counter()
+        sides, counts, missing, seen, digest = [], [], [], Counter(), hashlib.sha256()
         for side, rows in (("train", train), ("test", test)):
             before = len(missing)
 
@@ -119,10 +120,10 @@ class Files:
                         missing.append(listed)
                     else:
                         seen[TYPES.get(os.path.splitext(path)[1].lower(), "")] += 1
-                        if classes:
-                            yield Row(path, start, end, [], (target,) if isinstance(target, int) else target)
-                        else:
-                            yield Row(path, start, end, [Caption(start, end, target)])
+                        labels = () if not classes else (target,) if isinstance(target, int) else target
+                        row = Row(path, start, end, [] if classes else [Caption(start, end, target)], labels)
+                        digest.update(repr((row, os.path.getsize(self.root / path))).encode("utf-8", "backslashreplace"))
+                        yield row
 
             shutil.rmtree(self.out / side, ignore_errors=True)
             sides.append(index.write(self.out / side, self.root, there(rows), least=0))
@@ -132,7 +133,7 @@ class Files:
         if not kind and seen[most] < seen.total():
             kinds = ", ".join(f"{n} of {k}" for k, n in seen.items())
             self.problems.append(f"{self.root} holds files of several kinds ({kinds}): all are taken as {most}")
-        return Labelled("", kind or most, classes, multi, *sides, missing, tuple(counts))
+        return Labelled("", kind or most, classes, multi, *sides, missing, tuple(counts), digest.hexdigest())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

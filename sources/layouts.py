@@ -111,7 +111,7 @@ def list_files(kind: str, root: Path, folder: Path, problems: Path, language: st
 
 def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]:
     """Every video below root, whole, with the captions beside it, if any (`beside` says which)."""
-    sums, silent = Sums(), []
+    sums, silent, tars, count = Sums(), [], [], 0
     for inside, names in walk(root, problems):
         videos = [name for name in names if os.path.splitext(name)[1].lower() in VIDEOS]
         found = beside(names, videos, language)
@@ -123,9 +123,14 @@ def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]
             if not said and len(silent) < LOOK_INSIDE:
                 silent.append(inside + name)
             yield Row(inside + name, 0.0, math.inf, said)
+            count += 1
+        tars += [inside + name for name in names if name.endswith((".tar", ".tar.gz"))][: 1 - len(tars)]
         for what, others in ((UNUSED, found.unused), (UNREAD, found.unread)):
             for name in others:
                 sums.add(what, inside + name)
+    if tars and not count:
+        raise ValueError(f"{root} holds no videos but tars that are no shards of this program, first {tars[0]}: unpack them "
+                         f"into a folder (tar -xf), and train on that or pack it (data.py pack)")
     for path in filter(lambda path: holds_captions(Path(root, path)), silent):
         sums.add(f"of the first {len(silent)} {INSIDE}", path)
     sums.tell(problems, root)

@@ -57,6 +57,15 @@ def parts(text: str) -> int:
     return {"ucf101": 3, "hmdb51": 3, "esc50": 5}.get(parse(text)[0], 1)
 
 
+def same(one: str, other: str) -> bool:
+    """Whether two sources "[KIND=]PATH" are one, however they are written."""
+    try:
+        (kind, path, column), (another, place, name) = parse(one), parse(other)
+    except ValueError:
+        return False
+    return (kind, path.resolve(), column) == (another, place.resolve(), name)
+
+
 def parse(text: str) -> tuple[str, Path, str]:
     """"[KIND=]PATH" -> (kind, path, column of a csv or ""); ValueError for an unknown kind or a path that is not there"""
     name, rest = layouts.parse(text, (*KINDS, "csv"))

@@ -35,6 +35,21 @@ def folder(root: Path, films: int = 8, silent: int = 0, captioned: int | None = 
     return root
 
 
+def captioned(path: Path, text: str) -> Path:
+    """A film in Matroska with a stream of captions: `text` is an srt"""
+    video, said = film(path.with_suffix(".tmp.mp4")), path.with_suffix(".tmp")
+    said.write_text(text)
+    with av.open(str(video)) as one, av.open(str(said), format="srt") as other, av.open(str(path), "w") as out:
+        for source, stream in [(source, out.add_stream_from_template(source.streams[0])) for source in (one, other)]:
+            for packet in source.demux(source.streams[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+    video.unlink()
+    said.unlink()
+    return path
+
+
 def image(path: Path, picture: np.ndarray) -> Path:
     """A PNG of a picture (H, W, 3) uint8"""
     with av.open(str(path), "w", format="image2") as container:

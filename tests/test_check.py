@@ -4,7 +4,7 @@ import csv
 import sys
 
 import pytest
-from films import film, folder
+from films import captioned, film, folder
 
 import data
 from sources import index
@@ -36,7 +36,7 @@ def packed(films, tmp_path, capsys):
 def test_a_folder_and_shards_without_fault_pass(films, packed, tmp_path, capsys, whole):
     for path in (films, packed):
         code, said, _ = run(["check", path, "--out", tmp_path / "broken.csv", "--workers", "2", *whole], capsys)
-        assert (code, said) == (0, "4 clips read, 0 broken\n")
+        assert (code, said) == (0, "4 clips read, 0 broken\n3 of 4 videos have captions, 1 have none: 6 captions, 18 words\n")
 
 
 def test_broken_films_are_listed_with_reasons_and_counted(tmp_path, capsys):
@@ -55,6 +55,14 @@ def test_broken_films_are_listed_with_reasons_and_counted(tmp_path, capsys):
         rows = [(row["path"].rsplit("/", 1)[1], row["reason"]) for row in csv.DictReader(file)]
     assert rows == [("cut.mp4", "not a media file"), ("text, or so.mp4", "not a media file"), ("zero0.mp4", "empty file"),
                     ("zero1.mp4", "empty file")]
+
+
+def test_captions_inside_of_videos_are_counted(tmp_path, capsys):
+    (tmp_path / "films").mkdir()
+    captioned(tmp_path / "films" / "a.mkv", "1\n00:00:00,000 --> 00:00:01,000\nsaid\n")
+    code, said, _ = run(["check", tmp_path / "films", "--out", tmp_path / "broken.csv", "--workers", "1"], capsys)
+    assert code == 0
+    assert f"1 of those hold captions inside, first {tmp_path}/films/a.mkv: ffmpeg -i VIDEO -map 0:s:0 VIDEO.srt" in said
 
 
 def test_a_bit_that_flipped_in_a_shard_is_found_by_its_checksum(packed, tmp_path, capsys):

@@ -7,9 +7,11 @@ import os
 from types import SimpleNamespace
 
 import av
+import numpy as np
 import pytest
-from films import film
+from films import captioned, film
 
+from media import Media
 from media.captions import Caption
 from sources import layouts
 from sources.index import Row
@@ -118,18 +120,28 @@ def test_texts_of_kinds_that_are_not_read_are_told_where_a_video_has_no_others(t
 
 def test_captions_inside_of_videos_are_told_with_the_command_that_takes_them_out(tmp_path):
     film(tmp_path / "a.mp4")
-    plant(tmp_path, **{"said.txt": SRT.format("said")})
-    with (av.open(str(tmp_path / "a.mp4")) as video, av.open(str(tmp_path / "said.txt"), format="srt") as text,
-          av.open(str(tmp_path / "b.mkv"), "w") as out):
-        streams = [(source, out.add_stream_from_template(source.streams[0])) for source in (video, text)]
-        for source, stream in streams:
-            for packet in source.demux(source.streams[0]):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    out.mux(packet)
+    captioned(tmp_path / "b.mkv", SRT.format("said"))
     assert rows_of(folder, tmp_path)[1] == [
         f"{tmp_path}: 1 of the first 2 videos that have no captions beside them hold some inside, which are not read "
         "(ffmpeg -i VIDEO -map 0:s:0 VIDEO.srt takes them out), first: b.mkv"]
+
+
+def test_a_folder_of_tars_says_that_they_are_to_be_unpacked(tmp_path):
+    plant(tmp_path, "a-000000.tar", "a-000001.tar")
+    with pytest.raises(ValueError, match=r"holds no videos but tars .* first a-000000.tar: unpack them .*data.py pack"):
+        rows_of(folder, tmp_path)
+
+
+def test_an_mxf_is_a_video(tmp_path):
+    with av.open(str(tmp_path / "a.mxf"), "w") as out:
+        stream = out.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(50):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * i, np.uint8), "rgb24")))
+        out.mux(stream.encode(None))
+    (row,) = rows_of(folder, tmp_path)[0]
+    with Media(tmp_path / row.path) as media:
+        assert media.duration == pytest.approx(2.0)
 
 
 def test_a_file_that_says_nothing_gives_way_to_the_next_one(tmp_path):

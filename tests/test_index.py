@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -241,3 +242,62 @@ def test_a_strangers_index_does_not_point_to_files_elsewhere(tmp_path):
     write(tmp_path / "packed" / "index", films, [Row("a.mp4", 0.0, 1.0, [])])
     with pytest.raises(ValueError, match="points to files elsewhere"):
         point(tmp_path / "mine", tmp_path / "packed" / "index")
+
+
+@pytest.mark.parametrize("how", ["at", "root", "link of a shard", "link of a file", "link of index.json"])
+def test_shards_of_others_never_point_elsewhere(tmp_path, how):
+    out, place, secret = tmp_path / "packed", Place(0, 0, 0, 10), tmp_path / "secret"
+    row = Row("a.mp4", 0.0, 1.0, [], (), place)
+    write(out / "index", out, [row], packed=True)
+    write(tmp_path / "other" / "index", tmp_path, [row], packed=True)
+    (out / "shard-000000.tar").write_bytes(bytes(10))
+    secret.write_bytes(bytes(10))
+    point(tmp_path / "fine", out / "index")
+    head = out / "index" / "index.json"
+    if how == "at":
+        index = Index(tmp_path / "other" / "index")
+        head.write_text(json.dumps({"format": 3, "at": str(index.folder), "rows": index.rows, "crc": index.crc}))
+    elif how == "root":
+        head.write_text(json.dumps(json.loads(head.read_text()) | {"root": str(tmp_path)}))
+    else:
+        link = {"link of a shard": out / "shard-000000.tar", "link of a file": out / "index" / "paths"}.get(how, head)
+        secret.write_bytes(link.read_bytes())
+        link.unlink()
+        link.symlink_to(secret)
+    with pytest.raises(ValueError, match="points to files elsewhere"):
+        point(tmp_path / "mine", out / "index")
+
+
+@pytest.mark.parametrize("name", ["path_ends", "cue_ends", "text_ends", "label_ends"])
+def test_offsets_that_go_back_or_are_far_apart_are_refused_before_a_run_begins(tmp_path, name):
+    place = Place(0, 0, 0, 0)
+    rows = [Row("a.mp4", 0.0, 1.0, [Caption(0, 1, "a"), Caption(1, 2, "b")], (1, 2), place)] * 3
+    for change in (lambda ends: ends[[0, 2, 1, *range(3, len(ends))]], lambda ends: ends - [1, *[0] * (len(ends) - 1)]):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        write(out / "index", out, rows, packed=True)
+        path = out / "index" / name
+        change(np.fromfile(path, "<i8")).astype("<i8").tofile(path)
+        with pytest.raises(ValueError, match=rf"damaged or made up \({name}\): pack"):
+            point(tmp_path / "mine", out / "index")
+
+
+def test_a_row_of_more_captions_than_a_draw_should_cost_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sources.index.MAX_CAPTIONS", 2)
+    row = Row("a.mp4", 0.0, 1.0, [Caption(0, 1, "a")] * 3, (), Place(0, 0, 0, 0))
+    write(tmp_path / "out" / "index", tmp_path, [row], packed=True)
+    with pytest.raises(ValueError, match="damaged or made up"):
+        point(tmp_path / "mine", tmp_path / "out" / "index")
+
+
+def test_an_index_that_is_a_pipe_or_a_device_is_refused_at_once(tmp_path):
+    for i, make in enumerate((os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.write_text("[" * 60_000),
+                              lambda path: path.write_text("[1]"), lambda path: path.write_text(" " * 99_999))):
+        (tmp_path / str(i)).mkdir()
+        make(tmp_path / str(i) / "index.json")
+        with pytest.raises(ValueError, match="holds no whole index"):
+            Index(tmp_path / str(i))
+    index_of(tmp_path, ROWS)
+    (tmp_path / "index" / "paths").unlink()
+    os.mkfifo(tmp_path / "index" / "paths")
+    with pytest.raises(ValueError, match="holds no whole index"):
+        Index(tmp_path / "index")
