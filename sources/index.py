@@ -235,7 +235,8 @@ class Index:
 
     def check(self) -> None:
         """ValueError where a row has no place, or more in it than `write` puts there: it would cost whoever draws it."""
-        for name, most in (("path_ends", MANY), ("cue_ends", MAX_CAPTIONS), ("text_ends", 4 * MAX_CHARACTERS), ("label_ends", MANY)):
+        longest = {"path_ends": MANY, "cue_ends": MAX_CAPTIONS, "text_ends": 4 * MAX_CHARACTERS, "label_ends": MANY}
+        for name, most in longest.items():
             ends = self.data.get(name, np.zeros(1))
             sizes = (np.diff(ends[i : i + MANY + 1]) for i in range(0, len(ends) - 1, MANY))
             if ends[0] != 0 or not all(size.min() >= 0 and size.max() <= most for size in sizes):
