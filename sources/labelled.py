@@ -122,7 +122,8 @@ class Files:
                         seen[TYPES.get(os.path.splitext(path)[1].lower(), "")] += 1
                         labels = () if not classes else (target,) if isinstance(target, int) else target
                         row = Row(path, start, end, [] if classes else [Caption(start, end, target)], labels)
-                        digest.update(repr((row, os.path.getsize(self.root / path))).encode("utf-8", "backslashreplace"))
+                        told = row, os.path.getsize(os.path.join(self.root, path))
+                        digest.update(repr(told).encode("utf-8", "backslashreplace"))
                         yield row
 
             shutil.rmtree(self.out / side, ignore_errors=True)
@@ -272,9 +273,9 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
     kept = array("Q"), array("Q"), array("i"), array("b"), array("i")       # of each row: file, part, class, side, line
     read = lambda: ((path, *entry) for path, name in zip(paths, label, strict=True) for entry in entries(path, name))
     for path, at, name, start, end, what, side in read():
-        inside = os.path.normpath(os.path.relpath(root / name, root))
+        inside = os.path.relpath(os.path.join(root, name), root)
         if inside.startswith(os.pardir):                                    # paths of an index lie below its root
-            above = Path(os.path.commonpath([above, os.path.normpath(root / name)]))
+            above = Path(os.path.commonpath([above, os.path.normpath(os.path.join(root, name))]))
             if not outside:
                 raise ValueError(f"{path}:{at}: {name!r} lies outside {path.parent}: put the list above its files, or give "
                                  f"--allow-outside where you trust it")
@@ -303,7 +304,8 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
 
     @functools.lru_cache(1 << 16)
     def place(name: str) -> str | None:
-        return os.path.relpath(root / name, above) if (root / name).is_file() else None
+        path = os.path.join(root, name)
+        return os.path.relpath(path, above) if os.path.isfile(path) else None
 
     def rows(test: bool):
         for (path, line, name, start, end, what, _), side in zip(read(), tests, strict=True):
