@@ -5,61 +5,161 @@
     embed RUN FOLDER OUT.npz     vectors of films, sounds, images or sentences
     search RUN "words" --in FOLDER   the moments of films nearest to the words
 
-What is counted stands in `metrics.py`. Under torchrun each process takes its share of the files, and every file counts once.
+Under torchrun each process takes its share of the files, and every file counts once.
 """
 
 import argparse
 import collections
-import contextlib
-import csv
-import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+import data
 import vatt
 from engine.errors import fail, printable, user_errors
-from engine.loading import to_device
+from engine.loading import Batches, WorkerError
 from engine.processes import Processes
 from engine.run import Run, write_text
 from sources import official
 from sources.labelled import Labelled
-from tools import augment, classifier, embed, figures, views
-from tools.metrics import classification_metrics, multilabel_metrics, retrieval_chance, retrieval_metrics
+from tools import embed, figures, tables
+from tools.search import search
 from weights import files
 
-TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
-DEMO = (Path("runs/demo"), Path("runs/demo-finetune"))
+TASKS = tables.TASKS
+KS = (1, 5, 10)  # of R@k
 OFFICIAL_FPS = {"youcook2": 12.5, "msrvtt": 12.5}                           # A.3.3: 25 fps, every other frame
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics. All are fractions of 1. Where scores are equal the right answer ranks last, so that a model which says the same of
+# everything gets what it deserves; a score that is not a number ranks where it does most harm.
+
+def retrieval_metrics(similarity: torch.Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 as fractions, and the median rank (Section 4.2.4).
+
+    similarity (N, N): rows are queries, columns the pool, the match stands on the diagonal. The best rank is 1. Ties rank
+    last, so a model that gives every pair the same score gets 0; a score that is not a number ranks last too.
+    """
+    n = len(similarity)
+    if n == 0:
+        return {**{f"R@{k}": 0.0 for k in KS}, "MedR": 0.0, "N": 0}
+    rank = ranks(similarity, torch.arange(n)).double()
+    scores = {f"R@{k}": ((rank <= k).double().mean()).item() for k in KS}
+    return {**scores, "MedR": rank.quantile(0.5).item(), "N": n}
+
+
+def retrieval_chance(n: int) -> dict[str, float]:
+    """What a random order of a pool of n gives: R@k = k/n, the median rank is (n + 1)/2"""
+    return {**{f"R@{k}": min(1.0, k / n) for k in KS}, "MedR": (n + 1) / 2} if n else {}
+
+
+def ranks(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The rank of the right column in each row, from 1: one more than those that are not below it.  (N, C), (N,) -> (N,)"""
+    # Ours: ties rank last (official: an unstable sort, so that ties fall as they may).
+    match = scores.gather(1, right.to(scores.device)[:, None])
+    return (~(scores < match)).sum(1)
+
+
+def classification_metrics(scores: torch.Tensor, targets: torch.Tensor, per_class: bool = False) -> dict:
+    """Top-1 and top-5 accuracy (Section 4.2.1): the share of samples whose class is among the k highest of their row.
+
+    scores (N, C), targets (N,) ints in 0 .. C - 1 -> {"top-1", "top-5", "N", "chance": {"top-1", "top-5", "most frequent"}},
+    where "most frequent" is the top-1 of one who always names the class that is most frequent here; with `per_class` also
+    "samples", "recall" and "precision" (lists of C; None where there is nothing to divide by) and "confusion" (C lists of C
+    counts; rows are the true classes, columns the highest scores). ValueError for a target outside the classes.
+    """
+    n, c = scores.shape
+    if n and not 0 <= int(targets.min()) <= int(targets.max()) < c:
+        raise ValueError(f"classes {int(targets.min())} to {int(targets.max())}, but the model has 0 to {c - 1}")
+    scores, targets = scores.double().cpu(), targets.long().cpu()
+    rank, samples = ranks(scores, targets), torch.bincount(targets, minlength=c)
+    top = lambda k: (rank <= k).double().mean().item() if n else 0.0
+    chance = {"top-1": 1 / c, "top-5": min(1.0, 5 / c), "most frequent": samples.max().item() / max(n, 1)}
+    metrics = {"top-1": top(1), "top-5": top(5), "N": n, "chance": chance}
+    if per_class:
+        others = scores.scatter(1, targets[:, None], -torch.inf).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        named = torch.where(rank == 1, targets, others.argmax(1)) if n else targets
+        confusion = torch.bincount(targets * c + named, minlength=c * c).view(c, c)
+        share = lambda total: [confusion[k, k].item() / int(total[k]) if total[k] else None for k in range(c)]
+        metrics |= {"samples": samples.tolist(), "recall": share(samples), "precision": share(confusion.sum(0)),
+                    "confusion": confusion.tolist()}
+    return metrics
+
+
+def multilabel_metrics(scores: torch.Tensor, targets: torch.Tensor, per_class: bool = False) -> dict:
+    """Mean average precision, mean area under the ROC curve, and d' (Section 4.2.2), each the plain mean over classes.
+
+    scores (N, C), targets (N, C) 0 or 1. Average precision is the sum over thresholds of (R_n - R_n-1) P_n, the area is the
+    share of pairs of a positive and a negative in which the positive is higher, and a tie is half a pair: both as in
+    scikit-learn. d' = sqrt(2) Phi^-1(area): "d'" is the mean of each class's, as in the paper's Table 2; "d' of AUC" is that of
+    the mean area, as others report it, and is smaller. Classes without a positive or without a negative sample are in none of
+    the means: "left_out" lists their numbers. "chance": mAP is the mean share of positives, AUC 1/2, d' 0. With `per_class`
+    also "samples", "AP" and "AUC of each" (lists of C, None for classes left out).
+    """
+    scores, targets = scores.double().cpu(), targets.bool().cpu()
+    n, c = scores.shape
+    positives = targets.sum(0)
+    kept = [k for k in range(c) if 0 < positives[k] < n]
+    precision, area = [None] * c, [None] * c
+    for k in kept:
+        precision[k], area[k] = areas(scores[:, k], targets[:, k])
+    mean = lambda x: sum(x[k] for k in kept) / len(kept) if kept else 0.0
+    pairs = positives * (n - positives)
+    primes = [d_prime(area[k], int(pairs[k])) if area[k] is not None else None for k in range(c)]
+    metrics = {"mAP": mean(precision), "AUC": mean(area), "d'": mean(primes),
+               "d' of AUC": d_prime(mean(area), int(pairs.sum())) if kept else 0.0, "N": n,
+               "left_out": [k for k in range(c) if area[k] is None],
+               "chance": {"mAP": mean((positives / max(n, 1)).tolist()), "AUC": 0.5, "d'": 0.0}}
+    if per_class:
+        metrics |= {"samples": positives.tolist(), "AP": precision, "AUC of each": area}
+    return metrics
+
+
+def areas(scores: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
+    """(average precision, area under the ROC curve) of one class with positives and negatives; (N,), (N,) bool"""
+    scores = torch.where(scores.isnan(), torch.where(targets, -torch.inf, torch.inf), scores)
+    order = scores.argsort(descending=True, stable=True)
+    scores, right = scores[order], targets[order].double()
+    last = torch.ones(len(scores), dtype=torch.bool)        # of those with one score: all pass a threshold, or none
+    last[:-1] = scores[1:] != scores[:-1]
+    zero = torch.zeros(1, dtype=torch.float64)
+    hits = torch.cat([zero, right.cumsum(0)[last]])         # positives at or above each threshold
+    misses = torch.cat([zero, (1 - right).cumsum(0)[last]])
+    precision = hits.diff() @ (hits[1:] / (hits[1:] + misses[1:])) / hits[-1]
+    area = misses.diff() @ (hits[1:] + hits[:-1]) / 2 / (hits[-1] * misses[-1])
+    return precision.item(), area.item()
+
+
+def d_prime(area: float, pairs: int) -> float:
+    """sqrt(2) Phi^-1(area under the ROC curve of so many pairs of a positive and a negative)"""
+    # Ours: an area of 0 or 1 counts as half a pair away from it (official: an infinite d', and then their mean too).
+    area = min(max(area, 0.5 / pairs), 1 - 0.5 / pairs)
+    return 2**0.5 * torch.special.ndtri(torch.tensor(area, dtype=torch.float64)).item()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the trainings call
 
-
-@torch.no_grad()
-def retrieval(model, loader, processes, precision: str) -> dict:
+def retrieval(model: vatt.VATT, batches: Batches, processes: Processes, precision: str) -> dict:
     """Retrieval among the held-out clips, each clip's nearest caption as the query; a pool holds the clips that have both.
 
-    loader: batches of `loading.eval_batches`, each process its own; every clip counts once with any number of processes.
+    batches: of a `data.TestDataset` with one view, each process its own; every clip counts once with any number of processes.
     """
-    model.eval()
+    dtype = model.heads.dtype
+    first = lambda batch: (data.inputs(batch["video"][:, 0]).to(dtype), batch["audio"][:, 0].to(dtype), batch["text"][:, :1])
     rows, failed = [], []
-    for batch, bad in loader:
+    for batch, z, bad in vatt.over_files(model, lambda batch: model(*first(batch)), batches, processes.device, precision):
         failed += bad
-        if batch is None:
-            continue
-        batch = to_device(batch, processes.device)
-        dtype = model.heads.dtype
-        with torch.autocast(processes.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            z = model(augment.augment(batch["video"], None, None).to(dtype), batch["audio"].to(dtype), batch["text"][:, :1])
-        z_v_va, z_a_va, z_v_vt, z_t_vt = model.project(*z)
-        z_t_vt = z_t_vt[:, 0]
-        vectors = ([row.clone() for row in x.float().cpu()] for x in (z_v_va, z_a_va, z_v_vt, z_t_vt))  # not views of a batch
-        rows += list(zip(*vectors, batch["has_audio"].tolist(), batch["has_text"][:, 0].tolist(), batch["path"], strict=True))
-    model.train()
+        if batch:
+            z_v_va, z_a_va, z_v_vt, z_t_vt = model.project(*z)
+            # clones, not views of a batch
+            vectors = ([row.clone() for row in x.float().cpu()] for x in (z_v_va, z_a_va, z_v_vt, z_t_vt[:, 0]))
+            has_audio, has_text = batch["has_audio"].tolist(), batch["has_text"][:, 0].tolist()
+            rows += list(zip(*vectors, has_audio, has_text, batch["path"], strict=True))
     rows = sorted((row for part in processes.collect(rows) for row in part), key=lambda row: row[-1])
     results = {"unreadable": sorted(pair for part in processes.collect(failed) for pair in part)}
     sounding, captioned = [r for r in rows if r[4]], [r for r in rows if r[5]]
@@ -73,46 +173,21 @@ def retrieval(model, loader, processes, precision: str) -> dict:
     return results
 
 
-def table(results: dict, beside: dict[str, dict], title: str = "held-out retrieval") -> str:
-    """Scores in percent beside chance and, for the demo, beside what knowing a part of the attributes would give"""
-    lines = [f"{title:30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
-    row = lambda name, s, n="": f"{name:30}" + "".join(
-        f"{100 * s[k]:7.1f}" if k in s else f"{'':7}" for k in ("R@1", "R@5", "R@10")) + f"{s.get('MedR', ''):>7}{n:>6}"
-    for name in (task for task in TASKS if task in results):
-        if results[name]["N"]:
-            lines.append(row(name.replace("_", " "), results[name], results[name]["N"]))
-            lines.append(row("  chance", results[name]["chance"]))
-        else:
-            lines.append(f"{name.replace('_', ' '):30}  no held-out clip has both (--val names others)")
-    for name, scores in beside.items():
-        lines.append(row(f"  knowing {name} alone", scores))
-    if results["unreadable"]:
-        named = "; ".join(f"{printable(path)}: {reason}" for path, reason in results["unreadable"][:5])
-        lines.append(f"{len(results['unreadable'])} held-out clips could not be read and are not in the pools, first {named}")
-    return "\n".join(lines)
+def classify(model: vatt.Classifier, batches: Batches, processes: Processes, per_class: bool = False) -> dict:
+    """Metrics of a classifier on files with classes: what it says of all views of a file together.
 
-
-@torch.no_grad()
-def classify(model, loader, processes, per_class: bool = False) -> dict:
-    """Metrics of a `classifier.Classifier` on files with classes: what it says of all views of a file together.
-
-    loader: batches of `views.loader`, each process its own; every file counts once with any number of processes, and
-    those that cannot be read are "unreadable", with the reason, and in no score.
+    batches: of a `data.TestDataset`, each process its own; every file counts once with any number of processes, and those
+    that cannot be read are "unreadable", with the reason, and in no score.
     """
-    was_training = model.training
-    model.eval()
-    scores, targets, failed = [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
-    for batch, bad in loader:
+    logits, labels, failed = [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
+    views = lambda batch: model.over_views(vatt.each_view(model, batch[model.kind]))    # (B, V, C) -> (B, C)
+    for batch, found, bad in vatt.over_files(model, views, batches, processes.device):
         failed += bad
-        if batch is None:
-            continue
-        x = views.inputs(batch["x"].flatten(0, 1).to(processes.device))
-        logits = model(x).unflatten(0, batch["x"].shape[:2])                # (B, V, C)
-        scores.append(model.over_views(logits).float().cpu())
-        targets.append(batch["y"])
-    model.train(was_training)
-    scores, targets = (torch.cat(processes.collect(torch.cat(parts))) for parts in (scores, targets))
-    return score(model, scores, targets, [pair for part in processes.collect(failed) for pair in part], per_class)
+        if batch:
+            logits.append(found.float().cpu())
+            labels.append(batch["labels"].cpu())
+    logits, labels = (torch.cat(processes.collect(torch.cat(parts))) for parts in (logits, labels))
+    return score(model, logits, labels, [pair for part in processes.collect(failed) for pair in part], per_class)
 
 
 def score(model, scores: torch.Tensor, targets: torch.Tensor, failed: list, per_class: bool = False) -> dict:
@@ -127,85 +202,83 @@ def score(model, scores: torch.Tensor, targets: torch.Tensor, failed: list, per_
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 
-def classify_command(args, processes: Processes) -> None:
-    """Scores of a run of finetune.py on a data set, a table of its classes, and its confusion matrix"""
+def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
+    """Scores of a run of finetune.py on a data set, a table of its classes, and its confusion matrix."""
+    processes = how.processes
     with user_errors():
-        model = classifier.load(args.run).to(processes.device)
-        model.precision = args.precision
-        saved = Run(args.run).read_config()["settings"]
+        model = vatt.load_as(vatt.Classifier, args.run).to(processes.device)
+        model.precision = how.precision
+        saved = Run(files.folder(args.run)).read_config()["settings"]
         trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
-        args.allow_outside |= not args.data and saved.get("allow_outside", False)
         part, args.data = args.part or trained, args.data or saved.get("data", "")
-        data = source(args, part, processes)
-        if not data.classes:
+        found = source(args, part, processes)
+        if not found.classes:
             raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
-        if data.kind not in classifier.READS[model.kind]:
-            raise ValueError(f"{args.data} has files of kind {data.kind}, and {args.run} was trained on {model.kind}")
-        if data.multi != model.multi:
-            raise ValueError(f"{args.data} has {'several classes' if data.multi else 'one class'} a file, and {args.run} was "
+        if found.kind not in vatt.READS[model.kind]:
+            raise ValueError(f"{args.data} has files of kind {found.kind}, and {args.run} was trained on {model.kind}")
+        if found.multi != model.multi:
+            raise ValueError(f"{args.data} has {'several classes' if found.multi else 'one class'} a file, and {args.run} was "
                              f"trained on data with {'several' if model.multi else 'one'}")
-        numbers, c = renumbered(data, model.classes, args), model.config
         windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
-        recipe = views.Recipe(model.kind, c.frames, c.fps, c.size, c.rate, windows, crops, cache=saved.get("cache") or 0.0)
-        dataset = views.Testing(data.test, len(model.classes), recipe, numbers=numbers)
-    loader = views.loader(dataset, args.batch, processes, args.workers)
-    scores = classify(model, embed.survived(loader, dataset), processes, per_class=True)
+        spec = model.spec(windows, crops)._replace(cache=saved.get("cache") or 0.0)
+        numbers = renumbered(found, model.classes, args)
+        clips = data.TestDataset([data.Source.to_test(found.test)], spec, classes=len(model.classes), numbers=numbers)
+    scores = classify(model, how.batches(clips), processes, per_class=True)
     if not processes.first:
         return
     if not scores["N"]:
-        fail(3, f"none of the {len(data.test)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
+        fail(3, f"none of the {len(found.test)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
     if saved.get("data") == args.data and part != trained:
         print(f"warning: {args.run} was trained on part {trained}, so that some of these files trained it", file=sys.stderr)
-    windows = f"{windows} windows of {c.frames / c.fps:g} s"
-    squares = f"{crops} crops of {c.size} pixels"
-    seen = {"video": f"{windows} x {squares}", "audio": windows, "image": squares}[model.kind]
+    in_time, in_space = f"{windows} windows of {spec.seconds:g} s", f"{crops} crops of {spec.size} pixels"
+    seen = {"video": f"{in_time} x {in_space}", "audio": in_time, "image": in_space}[model.kind]
     print(f"{seen} a file, {'probabilities' if model.head == 'low-rank' else 'logits'} averaged; N = {scores['N']} "
-          f"files, {len(model.classes)} classes; ties count against the model\n\n{class_table(scores)}")
-    warn_unreadable(scores["unreadable"])
-    name = data.name + (f"-{part}" if official.parts(args.data) > 1 else "")
-    ends = write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
-    picture, drawn = args.out / f"{name}-confusion.png", ""
+          f"files, {len(model.classes)} classes; ties count against the model\n\n{tables.classes(scores)}")
+    tables.warn_unreadable(scores["unreadable"])
+    name = found.name + (f"-{part}" if official.parts(args.data) > 1 else "")
+    ends = tables.write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
+    written = ["evaluate.json", f"{name}-classes.csv"]
     if not model.multi:
-        drawn = f", {figures.confusion(scores['confusion'], list(map(printable, model.classes)), picture)}"
+        drawn = figures.confusion(scores["confusion"], list(map(printable, model.classes)), args.out / f"{name}-confusion.png")
+        written.append(f"{name}-confusion.png" if drawn else "pip install matplotlib draws the confusion matrix too")
     short = {k: v for k, v in scores.items() if not isinstance(v, list) or k == "left_out"}
-    keep(args.out, f"classify_{name}", {**short, "unreadable": len(scores["unreadable"])})
-    print(f"\n{ends}\n\n{args.out}: evaluate.json, {name}-classes.csv" + drawn.replace(f"{args.out}/", ""))
+    tables.keep(args.out, f"classify_{name}", {**short, "unreadable": len(scores["unreadable"])})
+    print(f"\n{ends}\n\n{args.out}: {', '.join(written)}")
 
 
-def retrieve_command(args, processes: Processes) -> None:
-    """Zero-shot retrieval of films, or of parts of them, by their captions (Section A.3.3)"""
+def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
+    """Zero-shot retrieval of videos, or of parts of them, by their captions (Section A.3.3)."""
+    processes = how.processes
     with user_errors():
-        model = vatt.load(args.run).to(processes.device)
-        data = source(args, 1, processes)
-        if data.classes:
+        model = vatt.load_as(vatt.Trained, args.run).to(processes.device)
+        found = source(args, 1, processes)
+        if found.classes:
             raise ValueError(f"{args.data} has classes, not captions: python evaluate.py classify takes it")
-        recipe = embed.recipe(model.config, "video", args.windows or 4, args.fps or OFFICIAL_FPS.get(data.name))
-    mine = range(processes.rank, len(data.test), processes.world)
+        spec = model.spec("video", args.windows or 4)
+        spec = spec._replace(fps=args.fps or OFFICIAL_FPS.get(found.name, spec.fps))
+        mine = data.Source(found.test, np.arange(processes.rank, len(found.test), processes.world))
     rows, failed = [torch.zeros(0, model.config.d_vt)], []
-    for part, bad in embed.vectors(model, data.test, mine, recipe, "vt", args.batch, args.workers, args.precision):
-        rows.append(part)
+    for z, bad in embed.vectors(model, data.TestDataset([mine], spec), "vt", how):
+        rows.append(z)
         failed += bad
-    parts = processes.collect(torch.cat(rows))
+    videos = embed.shares(torch.cat(rows), len(found.test), processes)
     failed = [list(pair) for part in processes.collect(failed) for pair in part]
     if not processes.first:
         return
-    films = torch.empty(len(data.test), model.config.d_vt)
-    for rank, part in enumerate(parts):
-        films[rank :: processes.world] = part
-    read = ~films[:, 0].isnan()
-    texts = [text for text, good in zip(data.test.texts(), read.tolist(), strict=True) if good]
+    read = ~videos[:, 0].isnan()
+    texts = [text for text, good in zip(found.test.texts(), read.tolist(), strict=True) if good]
     if not texts:
-        fail(3, f"none of the {len(data.test)} films could be read, first {printable(': '.join(failed[0]))}")
+        fail(3, f"none of the {len(found.test)} videos could be read, first {printable(': '.join(failed[0]))}")
     known = sum(any(word in model.vocabulary.ids for word in model.vocabulary.split(text)) for text in texts)
     again = sum(count for count in collections.Counter(texts).values() if count > 1)
-    similarity = embed.sentences(model, texts) @ films[read].T
+    similarity = model.embed_texts(texts) @ videos[read].T
     scores = {**retrieval_metrics(similarity), "chance": retrieval_chance(len(texts))}
-    print(f"{recipe.windows} windows of {recipe.frames} frames at {recipe.fps:g} fps, central crops of {recipe.size} pixels; "
+    print(f"{spec.windows} windows of {spec.frames} frames at {spec.fps:g} fps, central crops of {spec.size} pixels; "
           f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions stand at "
           f"more than one clip, and only their own is right; {len(texts) - known} hold no word that the run knows\n")
-    print(table({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent"))
-    warn_unreadable(failed)
-    keep(args.out, f"retrieve_{data.name}", {**scores, "unreadable": len(failed)})
+    print(tables.retrieval({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent"))
+    tables.warn_unreadable(failed)
+    tables.keep(args.out, f"retrieve_{found.name}", {**scores, "unreadable": len(failed)})
 
 
 def source(args, part: int, processes: Processes) -> Labelled:
@@ -238,82 +311,6 @@ def renumbered(data: Labelled, classes: list[str], args) -> list[int]:
     return [number[name] for name in data.classes]
 
 
-def class_table(scores: dict) -> str:
-    """Scores in percent beside chance; d' as it is"""
-    if "mAP" in scores:
-        row = lambda name, s: f"{name:26}{100 * s['mAP']:10.1f}{100 * s['AUC']:10.1f}{s[prime]:10.3f}"
-        prime, lines = "d'", [f"{'':26}{'mAP, %':>10}{'AUC, %':>10}{'d-prime':>10}"]
-        lines += [row("this run", scores), row("chance", scores["chance"])]
-        other = scores["d' of AUC"]
-        lines.append(f"d-prime is the mean of that of each class, as in the paper; that of the mean AUC is {other:.3f}")
-        if scores["left_out"]:
-            lines.append(f"{len(scores['left_out'])} classes have no positive or no negative file here and are in no mean")
-        return "\n".join(lines)
-    chance = scores["chance"]
-    row = lambda name, s: f"{name:26}{100 * s['top-1']:10.1f}{100 * s['top-5']:10.1f}\n"
-    return (f"{'':26}{'top-1, %':>10}{'top-5, %':>10}\n" + row("this run", scores) + row("chance", chance)
-            + f"{'always the largest class':26}{100 * chance['most frequent']:10.1f}")
-
-
-def write_classes(scores: dict, classes: list[str], path: Path) -> str:
-    """Writes a row for each class; -> the lowest and the highest of them"""
-    names = ("AP", "AUC of each") if "AP" in scores else ("recall", "precision")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["class", "samples", *(name.replace(" of each", "") for name in names)])
-        out.writerows(zip(classes, scores["samples"], *(scores[name] for name in names), strict=True))
-    rows = zip(scores[names[0]], classes, scores["samples"], strict=True)
-    ranked = sorted(row for row in rows if row[0] is not None)
-    say = lambda rows: "; ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
-    if len(ranked) <= 10:
-        return f"{names[0]} by class: {say(ranked[::-1])}"
-    return f"lowest {names[0]}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
-
-
-def warn_unreadable(failed: list) -> None:
-    """How many files are in no score, and the first of them"""
-    if failed:
-        named = "; ".join(printable(f"{path}: {reason}") for path, reason in failed[:5])
-        print(f"{len(failed)} files could not be read and are in no score, first {named}")
-
-
-def keep(out: Path, name: str, scores: dict) -> None:
-    """Adds scores to evaluate.json"""
-    out.mkdir(parents=True, exist_ok=True)
-    path, known = out / "evaluate.json", {}
-    if path.is_file():
-        with contextlib.suppress(ValueError):  # torn: these scores matter more
-            known = json.loads(path.read_text(encoding="utf-8"))
-    write_text(path, json.dumps({**known, name: scores}, indent=2) + "\n")
-
-
-def left() -> str:
-    """One table of what the runs of pretrain.py and finetune.py without flags have left in their results.json"""
-    pretrained, finetuned = {}, {}
-    for run, found in zip(DEMO, (pretrained, finetuned), strict=True):
-        try:
-            found.update(Run(run).results())
-        except ValueError as error:
-            raise ValueError(f"{run}/results.json is torn ({error}): remove it, and the run writes it again") from None
-    lines = []
-    if pretrained:
-        lines += [f"{DEMO[0]}: percent", table(pretrained, {}), ""]
-    else:
-        lines += [f"{DEMO[0]} has no results yet: python pretrain.py makes them", ""]
-    tasks = {name: s for name, s in finetuned.items() if isinstance(s, dict) and "chance" in s}
-    if tasks:
-        lines += [f"{DEMO[1]}: top-1 on held-out clips, percent", f"{'':24}{'pre-trained':>12}{'not':>12}{'chance':>12}"]
-        for name, s in tasks.items():
-            beside = next((s[k] for k in ("random", "scratch") if k in s), float("nan"))
-            numbers = (s.get("pretrained", float("nan")), beside, s["chance"])
-            lines.append(f"{name.replace('_', ' '):24}" + "".join(f"{100 * x:12.1f}" for x in numbers))
-        lines.append("not: random features under a linear classifier, or training from scratch")
-    else:
-        lines.append(f"{DEMO[1]} has no results yet: python finetune.py makes them, after python pretrain.py")
-    return "\n".join(lines)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 def flags() -> argparse.ArgumentParser:
@@ -333,7 +330,7 @@ def flags() -> argparse.ArgumentParser:
         return c
 
     outside = lambda c: c.add_argument("--allow-outside", action="store_true", help="a csv may name files outside its folder")
-    run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see downstream.py")
+    run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see docs/data.md")
     c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run)
     c.add_argument("data", nargs="?", help=f"{data[1]} (default: the run's own)")
     c.add_argument("--crops", type=int, help="in space, along the longer side (default: the run's own)")
@@ -363,34 +360,34 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     if not args.command:
         with user_errors():
-            print(left())
+            print(tables.left())
         return
     for name in ("windows", "batch", "crops", "part", "top", "fps", "seconds"):
         if getattr(args, name, None) is not None and not 0 < getattr(args, name) < float("inf"):
             p.error(f"--{name} must be above 0, not {getattr(args, name)}")
     if args.workers < 0:
         p.error(f"--workers must be at least 0, not {args.workers}")
-    processes = Processes()
+    how = embed.Reading(Processes(), args.batch, args.workers, args.precision)
     try:
         if args.command in ("classify", "retrieve"):
             args.out = args.out or files.folder(args.run)
-            (classify_command if args.command == "classify" else retrieve_command)(args, processes)
+            (classify_command if args.command == "classify" else retrieve_command)(args, how)
+        elif args.command == "embed":
+            windows = args.windows or (1 if args.seconds else 4)
+            embed.embed(args.run, embed.Wanted(args.source, args.kind, args.space, args.seconds, windows), args.out, how)
         else:
-            how = (args.batch, args.workers, args.precision, processes)
-            if args.command == "embed":
-                windows = args.windows or (1 if args.seconds else 4)
-                embed.embed(args.run, args.source, args.out, args.kind, args.space, args.seconds, windows, *how)
-            else:
-                embed.search(args.run, args.words, args.source, args.out, args.top, *how)
-    except (FloatingPointError, ChildProcessError) as error:
-        fail(3, str(error))
+            search(args.run, args.words, args.source, args.out, args.top, how)
     except (ValueError, OSError) as error:
         if args.command in ("classify", "retrieve"):  # past `user_errors`, it is a bug
             raise
         fail(2, str(error))
+    except FloatingPointError as error:
+        fail(3, str(error))
+    except WorkerError as error:
+        fail(3, f"{error}: move the file away, and try again")
     except KeyboardInterrupt:
         fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search") else ""))
-    processes.end()
+    how.processes.end()
 
 
 if __name__ == "__main__":

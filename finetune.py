@@ -22,21 +22,23 @@ from torch.nn.parallel import DistributedDataParallel
 import evaluate
 import losses
 import vatt
+from data import AREA, COLOUR, ClipSpec, Source, TestDataset, TrainDataset, inputs
 from engine import arguments, loading, loop
 from engine.errors import Problems, fail, keep_speaking, printable, user_errors
 from engine.processes import Processes
 from engine.run import Run
-from engine.sampling import key
+from engine.sampling import Sampler, key
 from sources import demo, official
 from sources.index import Index
 from sources.labelled import Labelled
-from tools import dry_run, linear, views
-from tools.classifier import READS, Classifier, pretrained, start_from
+from tools import dry_run, linear
+from tools.embed import Reading
+from vatt import READS, Classifier, pretrained, start_from
 
 # Official: gradients of the backbone clipped at 0.75, classifier dropout 0.5, and 2.5k steps of warm-up for images (the paper
 # is silent).
-PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=(0.08, 1.0), flip=0.5,
-             colour=(32 / 255, 0.4, 0.4, 0.2), windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
+PAPER = dict(clip=0.75, drop=0.0, smoothing=0.0, mixup=0.0, balance=False, area=AREA, flip=0.5,
+             colour=COLOUR, windows=4, crops=1, workers=8, cache=0.0, save_every=1000, eval_every=10_000)
 RECIPES = {
     # Section A.2.5.
     # Paper: 320 pixels and no token dropped (A.2.1; official: the defaults are 224, and half of the tokens dropped).
@@ -242,7 +244,7 @@ class Task(NamedTuple):
     run: Run
     processes: Processes
     data: Labelled
-    views: views.Recipe
+    spec: ClipSpec
     model: Classifier
     state: dict | None       # the newest checkpoint
 
@@ -251,11 +253,15 @@ class Task(NamedTuple):
         """The score that the best weights are chosen by"""
         return "mAP" if self.data.multi else "top-1"
 
-    def files(self, rows: Index, recipe: views.Recipe) -> views.Testing:
+    def files(self, rows: Index, spec: ClipSpec) -> TestDataset:
         """All views of the files of `rows`, but for those that have killed workers"""
-        files = views.Testing(rows, len(self.data.classes), recipe)
-        files.in_flight = loading.InFlight(skip=self.run.killers())
-        return files
+        return TestDataset([Source.to_test(rows)], spec, classes=len(self.data.classes), skip=self.run.killers())
+
+    def training_clips(self) -> TrainDataset:
+        """Random clips of the files to train on, but for those that have killed workers"""
+        s, files = self.settings, Source.to_train(self.data.train)
+        return TrainDataset([files], Sampler([len(files)], [1.0], s.batch, s.seed), self.spec, s.seed,
+                            classes=len(self.data.classes), skip=self.run.killers())
 
     def best(self, step: int, scores: dict) -> dict:
         """The scores after `step` steps, with the best one so far; its weights are kept in best.pt."""
@@ -333,8 +339,8 @@ def train(s: argparse.Namespace, processes: Processes) -> dict:
 
 def build(s: argparse.Namespace, run: Run, processes: Processes, found: Labelled) -> Task:
     """The classifier on its device, with the weights of --init or random ones, and how a view is cut."""
-    recipe = views.Recipe(found.kind, s.frames, s.fps, s.size, s.rate, s.windows, s.crops, tuple(s.area), tuple(s.colour),
-                          s.flip, s.mixup, s.cache)
+    spec = ClipSpec((found.kind,), s.frames, s.fps, s.size, s.rate, area=tuple(s.area), colour=tuple(s.colour), flip=s.flip,
+                    mixup=s.mixup, windows=s.windows, crops=s.crops, cache=s.cache)
     torch.manual_seed(s.seed)
     config = pretrained(Path(s.init))[0] if s.init else vatt.PRESETS[s.preset]
     config = dataclasses.replace(config, **{name: getattr(s, name) for name in MODEL if name != "patch"}, patch=tuple(s.patch))
@@ -346,22 +352,20 @@ def build(s: argparse.Namespace, run: Run, processes: Processes, found: Labelled
         raise ValueError(f"--out {s.out} was trained on other classes than --data {s.data} has: name another folder")
     if s.init and not s.scratch and not state:
         start_from(model, Path(s.init))
-    return Task(s, run, processes, found, recipe, loop.configure(model, s, processes.device), state)
+    return Task(s, run, processes, found, spec, loop.configure(model, s, processes.device), state)
 
 
 def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
     """Train the whole model by SGD on random views (Sections A.2.5, A.3) -> its scores on the test files, the bad files"""
     s, run, processes, model = task.settings, task.run, task.processes, task.model
-    clips = views.Training(task.data.train, len(task.data.classes), task.views, s.batch, s.seed)
-    clips.in_flight = loading.InFlight(skip=run.killers())
-    test = task.files(task.data.test, task.views)
+    clips, test = task.training_clips(), task.files(task.data.test, task.spec)
     with user_errors():
         net = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world > 1 else model
         optimizer = SGD(model.parameters(), s.lr)
         training = loop.Training(run, processes, s, model, optimizer, task.state, model.describe())
     batches = loading.train_batches(clips, s.batch, processes, training.first, s.steps, s.workers, s.timeout)
-    each_once = lambda: views.loader(test, max(1, s.batch // processes.world), processes, s.workers, s.timeout)
-    score = lambda: evaluate.classify(model, each_once(), processes)
+    how = Reading(processes, max(1, s.batch // processes.world), s.workers, timeout=s.timeout)
+    score = lambda: evaluate.classify(model, how.batches(test), processes)
     with training:
         for step, batch in training.steps(batches):
             loop.set_rate(optimizer, half_cosine(step, s.steps, s.lr, s.warmup))
@@ -384,7 +388,7 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
 
 def preview(task: Task) -> dict:
     """Print the shapes of a batch (--dry-run) -> no scores"""
-    clips = views.Training(task.data.train, len(task.data.classes), task.views, task.settings.batch, task.settings.seed)
+    clips = task.training_clips()
     batch, _ = loading.collate([clips[0, slot] for slot in range(min(8, task.settings.batch))])
     print(dry_run.shapes(batch))
     return {}
@@ -393,7 +397,7 @@ def preview(task: Task) -> dict:
 def gradients(net: nn.Module, batch: dict, step: int, task: Task) -> torch.Tensor:
     """The loss, a scalar, over all processes; its gradients are left in the model, chunk by chunk where --chunk says so."""
     s, processes, dtype = task.settings, task.processes, task.model.dtype
-    x, y = views.inputs(batch["x"], batch["flip"], batch["colour"]), batch["y"].to(dtype)
+    x, y = inputs(batch[task.model.kind], batch["flip"], batch["colour"]), batch["labels"].to(dtype)
     if s.mixup:
         x, y = losses.mixup(x, y, batch["mix"])
     weight = losses.balance(y, processes.add(y.sum(0))) if s.balance and task.data.multi else torch.ones_like(y[:, 0])
@@ -403,7 +407,7 @@ def gradients(net: nn.Module, batch: dict, step: int, task: Task) -> torch.Tenso
         torch.manual_seed(key(s.seed, step, processes.rank, start))  # dropout has no generator of its own
         # Gradients are averaged over processes once, after all chunks.
         with net.no_sync() if processes.world > 1 and part.stop < len(x) else contextlib.nullcontext():
-            logits = net(x[part], s.drop, batch["key"][part])
+            logits = net(x[part], s.drop, batch["keys"][part, 0])
             if task.data.multi:
                 each = losses.multi_label(logits, y[part], weight[part])
             else:
@@ -422,8 +426,8 @@ def finish(task: Task, scores: dict, bad: loop.FailureBudget) -> dict:
     if task.processes.first:
         out = task.settings.out
         task.run.add_results({task.settings.task: scores})
-        more = vatt.share(task.model, out)
-        print(table(scores, task.data) + f"\n{out}: results.json, metrics.jsonl, checkpoints{more}\n", flush=True)
+        vatt.share(task.model, out)
+        print(table(scores, task.data) + f"\n{out}: results.json, metrics.jsonl, checkpoints, model.safetensors\n", flush=True)
         if bad.names:
             print(bad)
     return scores

@@ -33,15 +33,15 @@ from engine.errors import keep_speaking, printable, user_errors
 from engine.processes import Processes
 from engine.run import Run, lock
 from engine.sampling import Sampler, key
-from evaluate import TASKS, retrieval, table
+from evaluate import TASKS, retrieval
 from sources import census, demo, index
-from tools import augment, dry_run, figures
-from tools.classifier import pretrained
+from tools import dry_run, figures, tables
+from vatt import pretrained
 
 # Sections 4.1, A.2.1 and A.2.4.
 # Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
-PAPER = dict(steps=500_000, batch=2048, lr=1e-4, lr_end=5e-5, warmup=10_000, drop=(0.5, 0.5), area=(0.08, 1.0),
-             colour=(32 / 255, 0.4, 0.4, 0.2), noise=0.01, workers=8, cache=0.0, save_every=1000, eval_every=5000)
+PAPER = dict(steps=500_000, batch=2048, lr=1e-4, lr_end=5e-5, warmup=10_000, drop=(0.5, 0.5), area=data.AREA,
+             colour=data.COLOUR, noise=0.01, workers=8, cache=0.0, save_every=1000, eval_every=5000)
 RECIPES = {
     **dict.fromkeys(("bbs", "mbs", "lbs", "ma"), PAPER),
     "sss": {**PAPER, "steps": 100_000, "batch": 128, "warmup": 2000},
@@ -162,14 +162,13 @@ def datasets(args: argparse.Namespace, run: Run, processes: Processes) -> tuple:
     words = vocabulary(args, run, train, processes)
     processes.agree({f"--data, source {i}, in rows and their hash,": (len(source.index), source.index.digest())
                      for i, source in enumerate(train)})
-    recipe = data.Recipe(args.frames, args.fps, args.size, args.rate, round(args.frames / args.fps * args.rate),
+    c = vatt.PRESETS[args.preset]
+    spec = data.ClipSpec(frames=args.frames, fps=args.fps, size=args.size, rate=args.rate, captions=c.captions, words=c.words,
                          area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
     sampler = Sampler([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
-    clips = data.Clips(train, sampler, recipe, words, args.seed)
-    held_out = data.HeldOut(held, recipe._replace(control=None), words)
-    for dataset in (clips, held_out):
-        dataset.in_flight = loading.InFlight(skip=run.killers())
-    return clips, held_out, words
+    more = {"vocabulary": words, "skip": run.killers()}
+    return (data.TrainDataset(train, sampler, spec, args.seed, **more),
+            data.TestDataset(held, spec._replace(control=None), **more), words)
 
 
 # --------------------------------------------------------------------------------------------------------------------- one step
@@ -209,7 +208,7 @@ class Step:
         """Raw clips -> z_out of video (b, d), audio (b, d), text (b, K, d), the same whenever it is called for these clips"""
         torch.manual_seed(key(self.seed, step, self.processes.rank, start))  # dropout has no generator of its own
         dtype = self.model.heads.dtype
-        video = augment.augment(batch["video"], batch["flip"], batch["colour"]).to(dtype)
+        video = data.augment(batch["video"], batch["flip"], batch["colour"]).to(dtype)
         with torch.autocast(video.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.backbones(video, batch["audio"].to(dtype), batch["text"], self.drop, batch["keys"])
 
@@ -270,13 +269,14 @@ def main(argv: list[str] | None = None) -> None:
         if processes.first:
             run.begin(arguments.plain(args), arguments.MAY_DIFFER | {"data", "val"})
         if run.results():
-            processes.print(f"{args.out} is finished; another --out makes another run\n\n{table(run.results(), beside(args))}")
+            processes.print(f"{args.out} is finished; another --out makes another run\n\n"
+                            f"{tables.retrieval(run.results(), beside(args))}")
             return processes.end()
         loading.check_open_files(args.workers)
         clips, held_out, words = datasets(args, run, processes)
         model, state = build(args, run, words, processes)
         gradients = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
-        waiting = processes.local * loading.shared_memory(clips.recipe.nbytes, args.batch // processes.world, args.workers)
+        waiting = processes.local * loading.shared_memory(clips.spec.nbytes, args.batch // processes.world, args.workers)
         if args.dry_run:
             return preview(args, gradients, clips, waiting)
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
@@ -332,7 +332,7 @@ def introduce(args, processes: Processes, model: nn.Module, clips, held_out, wor
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 
 
-def preview(args: argparse.Namespace, gradients: Step, clips: data.Clips, waiting: int) -> None:
+def preview(args: argparse.Namespace, gradients: Step, clips: data.TrainDataset, waiting: int) -> None:
     """Print what the run would take (--dry-run), from some decoded clips."""
     batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, args.batch))])
     for path, reason in failed:
@@ -346,11 +346,12 @@ def finish(args, run: Run, processes: Processes, model: vatt.VATT, results: dict
     """Write results.json, pictures and the weights to share; print the scores."""
     if processes.first:
         run.add_results(results)
-        print(f"\n{table(results, beside(args))}")
+        print(f"\n{tables.retrieval(results, beside(args))}")
         if bad.names:
             print(bad)
-        more = figures.curves(args.out) + vatt.share(model, args.out)
-        print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints{more}")
+        vatt.share(model, args.out)
+        curves = "curves.png" if figures.curves(args.out) else "pip install matplotlib draws curves.png too"
+        print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints, model.safetensors, {curves}")
     processes.end()
 
 

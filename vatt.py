@@ -3,26 +3,28 @@
     video (B, T, H, W, 3) in [-1, 1]    audio (B, S) in [-1, 1]    text (B, K, L) word ids, 0 is padding
     z_out (B, d) of video and audio, (B, K, d) of text: the output at AGG of each backbone
 
-`python vatt.py` prints the parameters of every part beside Table 7's. `load(run)` gives a trained model.
+`load(run)` gives a trained model, or a classifier on one of the backbones. `python -m bench audit` counts the parameters.
 """
 
 import dataclasses
 import importlib
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import data
 import droptoken
 import tokenize
+from engine.loading import Batches, to_device
 from engine.run import Run, load_weights
-from heads import Heads
+from heads import Heads, LinearClassifier, LowRankClassifier
 from media import Media
-from tools import augment
+from sources.index import Row
 from transformer import SIZES, Size, Transformer, truncated_normal_
 from weights import files, official
 from weights.files import share  # noqa: F401
@@ -216,46 +218,147 @@ VARIANTS = {"paper": Variant(Backbones, Heads, tokenize.Vocabulary),
             "official": Variant(OfficialBackbones, official.Heads, OfficialVocabulary)}
 
 
+PARTS = {
+    "video": {"W_vp", "e_temporal", "e_vertical", "e_horizontal", "video_transformer", "video_around",
+              "transformer", "dropout"},
+    "audio": {"W_ap", "e_audio", "e_frequency", "audio_transformer", "audio_around", "transformer", "dropout"},
+}
+PARTS["image"] = PARTS["video"]
+READS = {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}  # kinds of files
+
+
+
 class Trained(VATT):
     """VATT that embeds files and sentences, normalised, so that a dot product is the cosine similarity (Section A.3.3)."""
 
-    @torch.no_grad()
     def embed_video(self, path: str | Path, space: str = "vt", windows: int = 4) -> torch.Tensor:
-        """A video file -> (d_vt,), or (d_va,) for space "va": the mean over `windows` clips spread over the film.
+        """A video file -> (d_vt,), or (d_va,) for space "va": the mean over `windows` clips spread over the video.
 
-        Raises media.Unreadable. Compare "vt" with `embed_text`, "va" with `embed_audio`.
+        Raises Unreadable. Compare "vt" with `embed_text`, "va" with `embed_audio`.
         """
-        c = self.config
-        with Media(path) as media:
-            box = augment.centre_box(media.width, media.height)
-            clips = [media.video(s, c.frames, c.fps, box, (c.size, c.size)) for s in self.starts(media, windows)]
-        z = self.backbones.video(augment.augment(torch.from_numpy(np.stack(clips)).to(self.device)))
-        return F.normalize(self.heads.video(z)[("va", "vt").index(space)].mean(0), dim=0)
+        return self.embed_file(path, self.spec("video", windows), space)
 
-    @torch.no_grad()
     def embed_audio(self, path: str | Path, windows: int = 4) -> torch.Tensor:
-        """A sound or video file -> (d_va,). Raises media.Unreadable, ValueError where it has no sound."""
-        c = self.config
-        with Media(path) as media:
-            clips = [media.audio(s, c.samples, c.rate) for s in self.starts(media, windows)]
-        z = self.backbones.audio(torch.from_numpy(np.stack(clips)).to(self.device))
-        return F.normalize(self.heads.audio(z).mean(0), dim=0)
+        """An audio or video file -> (d_va,). Raises Unreadable, also where it has no audio."""
+        return self.embed_file(path, self.spec("audio", windows), "va")
 
-    @torch.no_grad()
     def embed_text(self, text: str) -> torch.Tensor:
         """A sentence -> (d_vt,)"""
-        ids = torch.tensor([[self.vocabulary.encode(text, self.config.words)]], device=self.device)
-        return F.normalize(self.heads.text(self.backbones.text(ids))[0, 0], dim=0)
+        return self.embed_texts([text])[0]
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str], batch: int = 256) -> torch.Tensor:
+        """Sentences -> (N, d_vt), on the CPU"""
+        ids = torch.tensor([self.vocabulary.encode(text, self.config.words) for text in texts])
+        z = [self.heads.text(self.backbones.text(part[None].to(self.device)))[0].float().cpu() for part in ids.split(batch)]
+        return F.normalize(torch.cat(z), dim=1)
+
+    @torch.no_grad()
+    def embed_file(self, path: str | Path, spec: data.ClipSpec, space: str) -> torch.Tensor:
+        """One file, cut as `spec` says -> (d,)"""
+        with Media(path) as media:
+            _, views = data.read_views(media, Row(str(path), 0.0, math.inf, []), spec)
+        return self.embed_views(torch.from_numpy(views[spec.modalities[0]])[None].to(self.device), space)[0]
+
+    def embed_views(self, x: torch.Tensor, space: str) -> torch.Tensor:
+        """Views of video (B, V, T, H, W, 3) or audio (B, V, S) -> (B, d), the mean of their vectors, normalised"""
+        if x.dim() == 3:
+            z = each_view(lambda x: self.heads.audio(self.backbones.audio(x)), x)
+        else:
+            z = each_view(lambda x: self.heads.video(self.backbones.video(x))[("va", "vt").index(space)], x)
+        return F.normalize(z.mean(1), dim=1)
+
+    def spec(self, modality: str, windows: int = 4) -> data.ClipSpec:
+        """Clips as this model takes them: central crops, `windows` over the file (A.3.3)"""
+        c = self.config
+        return data.ClipSpec((modality,), c.frames, c.fps, c.size, c.rate, windows=windows)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are"""
         return self.backbones.W_vp.device
 
-    def starts(self, media: Media, windows: int) -> list[float]:
-        """Seconds at which evenly spread clips begin, on whole frames"""
-        last = max(0.0, media.duration - self.config.frames / self.config.fps)
-        return [math.floor(last * i / max(1, windows - 1) * self.config.fps + 1e-6) / self.config.fps for i in range(windows)]
+
+def each_view(function: Callable, x: torch.Tensor) -> torch.Tensor:
+    """`function` of each view, as the model takes it.  (B, V, ...) -> (B, V, ...)"""
+    return function(data.inputs(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+
+
+@torch.no_grad()
+def over_files(model: nn.Module, forward: Callable[[dict], Any], batches: Batches, device: torch.device,
+               precision: str = "fp32") -> Iterator[tuple[dict | None, Any, list[tuple[str, str]]]]:
+    """(batch on the device, forward(batch), what failed) of each batch of files to test on, in eval mode; an empty one is None.
+
+    This is how towers run over files in every evaluation, embedding and search.
+    """
+    was_training = model.training
+    model.eval()
+    for batch, failed in batches:
+        batch, found = batch and to_device(batch, device), None
+        if batch:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                found = forward(batch)
+        yield batch, found, failed
+    model.train(was_training)
+
+
+class Classifier(nn.Module):
+    """A backbone for `kind`, "video", "audio" or "image", and logits of `classes`; `multi`: a clip may have several.
+
+    head: "linear" to fine-tune, "low-rank" for a frozen backbone. `precision` is that of the backbone: fp32, bf16 or fp64.
+    """
+
+    def __init__(self, config: Config, kind: str, classes: list[str], multi: bool = False, head: str = "linear",
+                 dropout: float = 0.5, components: int = 128):
+        super().__init__()
+        self.config, self.kind, self.classes, self.multi, self.head = config, kind, classes, multi, head
+        self.components = components
+        self.precision = "fp32"
+        self.backbone = VARIANTS[config.variant].backbones(dataclasses.replace(config, vocabulary=1))
+        for name in [*self.backbone._modules, *self.backbone._parameters, *self.backbone._buffers]:
+            if name not in PARTS[kind]:
+                delattr(self.backbone, name)
+        d = (config.audio if kind == "audio" else config.video).d
+        if head == "linear":
+            self.classifier = LinearClassifier(d, len(classes), dropout, multi)
+        else:
+            self.classifier = LowRankClassifier(d, len(classes), components)
+
+    def features(self, x: torch.Tensor, drop: float = 0.0, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """Inputs of `kind` -> z_out (B, d); drop and keys (B,) are DropToken's share and choice (Table 6)"""
+        x = x.to(self.dtype)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self.kind == "audio":
+                return self.backbone.audio(x, drop, keys)
+            if self.kind == "image":
+                x = tokenize.image_clip(x, self.config.patch[0])
+            return self.backbone.video(x, drop, keys)
+
+    def forward(self, x: torch.Tensor, drop: float = 0.0, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """Inputs of `kind` -> logits (B, C)"""
+        return self.classifier(self.features(x, drop, keys))
+
+    def over_views(self, logits: torch.Tensor) -> torch.Tensor:
+        """What several views of a clip say together (Section A.2.5).  (B, views, C) -> (B, C)"""
+        if self.head == "low-rank" and not self.multi:
+            # Official: a frozen backbone's views are averaged as probabilities (paper: not said).
+            return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+        return logits.mean(1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights"""
+        return next(self.parameters()).dtype
+
+    def spec(self, windows: int, crops: int) -> data.ClipSpec:
+        """Views of a file as this model takes them"""
+        c = self.config
+        return data.ClipSpec((self.kind,), c.frames, c.fps, c.size, c.rate, windows=windows, crops=crops)
+
+    def describe(self) -> dict:
+        """What `load` needs to build it again"""
+        return {"config": self.config.to_json(), "kind": self.kind, "classes": list(self.classes), "multi": self.multi,
+                "head": self.head, "components": self.components}
 
 
 def projection(d: int, channels: int, *patch: int) -> nn.Parameter:
@@ -275,21 +378,22 @@ def resize_table(table: torch.Tensor, n: int) -> torch.Tensor:
     return x[0, :, :, 0].T.to(table.dtype).contiguous()
 
 
-def load(run: str | Path) -> "Trained":
-    """The model of a run (or of a model.safetensors in a folder with its config.json and vocabulary.txt), in eval mode.
+def load(run: str | Path) -> "Trained | Classifier":
+    """The model of a run, in eval mode: of pretrain.py one that embeds, of finetune.py a classifier; its last checkpoint.
 
-    Raises ValueError where `run` is none, or its checkpoint is of another model.
+    run: a folder, or the model.safetensors in a folder with its config.json (and vocabulary.txt). Raises ValueError where
+    `run` is none, or its weights are of another model.
     """
     run = Path(run)
     folder = files.folder(run)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no run: it has no config.json (python pretrain.py makes runs/demo)")
-    config = Run(folder).read_config()["model"]
-    if "classes" in config:
-        raise ValueError(f"{folder} is fine-tuned for classes and has no common space: name the run that it started from")
-    model = Trained(Config.from_json(config))
+    saved = read_config(run, str(folder))["model"]
+    if "classes" in saved:
+        model = Classifier(Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"],
+                           components=saved["components"])
+    else:
+        model = Trained(Config.from_json(saved))
+        model.vocabulary = vocabulary(run)
     load_weights(model, files.of_run(run), str(run))
-    model.vocabulary = vocabulary(run)
     return model.eval()
 
 
@@ -298,6 +402,52 @@ def vocabulary(run: Path) -> "tokenize.Vocabulary":
     saved = Run(files.folder(run)).read_config()["model"]
     variant = VARIANTS[saved.get("config", saved).get("variant", "paper")]
     return variant.vocabulary.load(files.folder(run) / "vocabulary.txt")
+
+
+def load_as(kind: type, run: Path) -> "Trained | Classifier":
+    """`load` of a run of this kind; ValueError, with the command that makes or takes it, for one of the other."""
+    fine_tuned = "classes" in read_config(run, str(run))["model"]
+    if fine_tuned != (kind is Classifier):
+        raise ValueError(f"{run} is fine-tuned for classes and has no common space: name the run that it started from"
+                         if fine_tuned else
+                         f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
+    return load(run)
+
+
+def read_config(run: Path, what: str) -> dict:
+    """config.json of a run, which may be named by its model.safetensors; ValueError, about `what`, where there is none"""
+    folder = files.folder(run)
+    if not (folder / "config.json").is_file():
+        inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        raise ValueError(f"{what} is no run: it has no config.json (python pretrain.py makes runs/demo)"
+                         + (f"; its folders are: {', '.join(inner)}" if inner else ""))
+    return Run(folder).read_config()
+
+
+def pretrained(run: Path) -> tuple[Config, str]:
+    """The model of a run of pretrain.py or finetune.py, and the preset of its flags; ValueError where it is none"""
+    saved = read_config(run, f"--init {run}")
+    return Config.from_json(saved["model"].get("config", saved["model"])), saved["settings"].get("preset") or "demo"
+
+
+def start_from(model: Classifier, run: Path) -> None:
+    """Gives the backbone the weights of a pre-trained run; position tables of other sizes are resized (Section A.2.5).
+
+    Raises ValueError where the run has no such backbone, or one of another shape.
+    """
+    start = {}
+    for name, weight in files.of_run(run).items():
+        prefix, _, name = name.partition(".")
+        if prefix in ("backbones", "backbone") and name.split(".")[0] in PARTS[model.kind]:
+            start[name] = weight
+    W = "W_ap" if model.kind == "audio" else "W_vp"
+    if W not in start:
+        raise ValueError(f"--init {run} has no {model.kind} backbone: name a run of pretrain.py, or of this task")
+    if model.kind == "image":
+        # Official: an image stands at the first place in time (the paper is silent).
+        start["e_temporal"] = start["e_temporal"][:1]
+    resize_tables(start, model.backbone.state_dict())
+    load_weights(model.backbone, start, f"--init {run}")
 
 
 def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
@@ -320,45 +470,3 @@ def resize_tables(start: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) 
     for name in own:
         if name.split(".")[-1].startswith("e_") and name in start and start[name].shape[1:] == own[name].shape[1:]:
             start[name] = resize_table(start[name], len(own[name]))
-
-
-def parameter_table() -> str:
-    """The parameters of every part of every preset in millions, beside Table 7's"""
-    printed = {"small": 20.9, "base": 87.9, "medium": 155.0, "large": 306.1}
-    names = {size: name for name, size in SIZES.items()}
-    lines = [f"{'preset':7}{'part':22}{'ours':>10}{'Table 7':>10}"]
-    for preset, config in PRESETS.items():
-        with torch.device("meta"):
-            model = VATT(config)
-        sizes = parts(model)
-        for part, n in sizes.items():
-            name = names.get(getattr(config, part.split()[0].replace("shared", "video"), None))
-            beside = f"{printed[name]:10.1f}  {name}" if part.endswith("Transformer") and name else ""
-            lines.append(f"{preset:7}{part:22}{n / 1e6:10.3f}{beside}")
-        lines.append(f"{preset:7}{'whole':22}{sum(sizes.values()) / 1e6:10.3f}")
-    return "\n".join(lines)
-
-
-def parts(model: VATT) -> dict[str, int]:
-    """How many parameters each part of Figure 1 has"""
-    sizes: dict[str, int] = {}
-    for name, p in model.named_parameters():
-        if "transformer" in name:
-            modality = name.removeprefix("backbones.").split(".")[0].removesuffix("transformer").rstrip("_")
-            part = f"{modality or 'shared'} Transformer"
-        else:
-            part = "heads" if name.startswith("heads") else f"tokens: {name.split('.')[1]}"
-        sizes[part] = sizes.get(part, 0) + p.numel()
-    return sizes
-
-
-WHY = """
-Table 7's figures are larger than the Transformer of their size. The encoder alone, L (4 d^2 + 2 d d_mlp + 9 d + d_mlp) + 2 d,
-plus a video patch projection (3072 d), one linear layer d -> 512 and one 512 -> 256 round to all four of them, so they
-seem to count those too, for every modality. The paper's totals (BBS 197, MBS 264, LBS 415 M) are sums of that table: audio
-counted as the video Base, text as the generic Small. MA's 155 M is the row of Medium. Ours adds W_tp, 2^16 words x d, which
-the official code freezes: its models hold 193.9 (BBS), 260.9 (MBS) and 412.1 M (LBS) trainable parameters."""
-
-
-if __name__ == "__main__":
-    print(parameter_table() + WHY)

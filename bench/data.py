@@ -35,7 +35,6 @@ from media import Media
 from media.encode import Encoder
 from sources import layouts
 from sources.index import Index
-from tools import augment
 from vatt import tokenize
 
 SECONDS, FPS = 10, 30
@@ -71,7 +70,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> l
         rows = index.measure(args.index, folder=args.folder)
         print(index.report(rows))
         return rows
-    rows, recipe = [], data.Recipe()
+    rows, recipe = [], data.ClipSpec()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         videos = {title: video(Path(folder) / f"{title}.mp4", *how) for title, how in VIDEOS.items()}
         torch.set_num_threads(1)
@@ -116,13 +115,13 @@ def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 # ------------------------------------------------ the contenders: (path, start, box, recipe) -> frames (T, H, W, 3), waveform
 
 
-def ours(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+def ours(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
     """As the data set of training reads"""
     with Media(path) as media:
         return media.video(start, r.frames, r.fps, lambda *_: box, (r.size, r.size)), media.audio(start, r.samples, r.rate)
 
 
-def floor(path: str, start: float, box: tuple, r: data.Recipe) -> None:
+def floor(path: str, start: float, box: tuple, r: data.ClipSpec) -> None:
     """The same packets decoded, and nothing done with them"""
     with av.open(path) as container:
         for stream, first, last in ((container.streams.video[0], start, start + (r.frames - 1) / r.fps),
@@ -141,7 +140,7 @@ def plain(container, stream, first: float, last: float):
             return
 
 
-def pyav(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+def pyav(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
     """PyAV as its documentation shows it: `to_ndarray` of the frames that are shown, one thread"""
     with av.open(path) as container:
         times, shown, frames = [start + i / r.fps + 1e-6 for i in range(r.frames)], None, []
@@ -154,7 +153,7 @@ def pyav(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
         return cut(torch.from_numpy(np.stack(frames)), box, r), waveform(container, start, r)
 
 
-def waveform(container, start: float, r: data.Recipe) -> np.ndarray:
+def waveform(container, start: float, r: data.ClipSpec) -> np.ndarray:
     """The waveform of the interval by PyAV's resampler: (samples,) float32"""
     resampler, parts, first = av.AudioResampler("flt", "mono", r.rate), [], None
     for at, block in plain(container, container.streams.audio[0], start - 0.05, start + r.samples / r.rate):
@@ -164,7 +163,7 @@ def waveform(container, start: float, r: data.Recipe) -> np.ndarray:
     return np.pad(wave, (0, r.samples - len(wave)))
 
 
-def torchcodec(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+def torchcodec(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
     """torchcodec, one thread"""
     from torchcodec.decoders import AudioDecoder, VideoDecoder
 
@@ -174,7 +173,7 @@ def torchcodec(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
     return cut(frames, box, r), audio.get_samples_played_in_range(start, start + r.samples / r.rate).data[0].numpy()
 
 
-def decord(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+def decord(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
     """decord or eva-decord, one thread; its AudioReader decodes the audio of the whole file"""
     from decord import AudioReader, VideoReader, cpu
 
@@ -185,7 +184,7 @@ def decord(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
     return cut(torch.from_numpy(frames), box, r), wave
 
 
-def opencv(path: str, start: float, box: tuple, r: data.Recipe) -> tuple:
+def opencv(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
     """OpenCV, one thread; it has no audio, which is PyAV's"""
     import cv2
 
@@ -209,7 +208,7 @@ PEERS = {"torchcodec": ("torchcodec", torchcodec), "decord": ("decord", decord),
          "pyav": ("av", pyav)}  # what to import
 
 
-def numbers(start: float, fps: float, r: data.Recipe) -> list[int]:
+def numbers(start: float, fps: float, r: data.ClipSpec) -> list[int]:
     """The numbers of the frames that are shown"""
     return [int((start + i / r.fps) * fps + 1e-3) for i in range(r.frames)]
 
@@ -219,7 +218,7 @@ def pixels(box: tuple, width: int, height: int) -> tuple[int, int, int, int]:
     return int(box[0] * width), int(box[1] * height), round(box[2] * width), round(box[3] * height)
 
 
-def cut(frames: torch.Tensor, box: tuple, r: data.Recipe) -> np.ndarray:
+def cut(frames: torch.Tensor, box: tuple, r: data.ClipSpec) -> np.ndarray:
     """(T, H, W, 3) uint8 -> cut and resized, bilinear with antialiasing: the fastest way that torch has"""
     left, top, right, bottom = pixels(box, frames.shape[2], frames.shape[1])
     part = frames[:, top:bottom, left:right].permute(0, 3, 1, 2)
@@ -229,7 +228,7 @@ def cut(frames: torch.Tensor, box: tuple, r: data.Recipe) -> np.ndarray:
 # -------------------------------------------------- the parts: (videos, recipe, rounds, workers) -> rows, what is to be said
 
 
-def clips(videos: dict[str, Path], r: data.Recipe, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+def clips(videos: dict[str, Path], r: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
     """Every contender on every video, ours first, with its ratios; says which are left out or give other frames"""
     rows, words, contenders = [], [], {"ours": ours, "floor": floor}
     for name, (module, contender) in PEERS.items():
@@ -242,7 +241,7 @@ def clips(videos: dict[str, Path], r: data.Recipe, rounds: int, _workers: int) -
         with Media(path) as media:
             width, height, last = media.width, media.height, media.duration - r.frames / r.fps
         rng = np.random.default_rng(0)
-        jobs = [(str(path), int(rng.integers(10 * last + 1)) / 10, augment.random_box(rng, width, height, r.area), r)
+        jobs = [(str(path), int(rng.integers(10 * last + 1)) / 10, data.random_box(rng, width, height, r.area), r)
                 for _ in range(rounds + 1)]
         taken = {}
         for i, got in turns({name: lambda i, c=c, jobs=jobs: c(*jobs[i]) for name, c in contenders.items()}, rounds, taken):
@@ -279,7 +278,7 @@ def turns(runs: dict[str, Callable], rounds: int, taken: dict[str, list[float]])
         yield i, got
 
 
-def packed(videos: dict[str, Path], r: data.Recipe, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+def packed(videos: dict[str, Path], r: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
     """Training's path from shards beside that from the videos they were packed of, in turns"""
     rows = []
     for title, path in videos.items():
@@ -295,7 +294,7 @@ def packed(videos: dict[str, Path], r: data.Recipe, rounds: int, _workers: int) 
     return rows, []
 
 
-def loader(videos: dict[str, Path], r: data.Recipe, rounds: int, workers: int) -> tuple[list[dict], list[str]]:
+def loader(videos: dict[str, Path], r: data.ClipSpec, rounds: int, workers: int) -> tuple[list[dict], list[str]]:
     """The whole loader of training, its workers included, beside the same clips read by one process, in turns"""
     batch, times, (title, path) = 8, {workers: [], 0: []}, next(iter(videos.items()))
     dataset = reader("folder", copies(path, batch), r, batch)
@@ -325,12 +324,12 @@ def copies(path: Path, n: int) -> Path:
     return folder
 
 
-def reader(kind: str, folder: Path, r: data.Recipe, batch: int) -> Dataset:
+def reader(kind: str, folder: Path, r: data.ClipSpec, batch: int) -> Dataset:
     """The clips of training from a folder of videos or of shards"""
     where = folder.parent / f"list of {folder.name}"
     layouts.list_files(kind, folder, where, where.with_suffix(".problems"))
     rows = data.Source(Index(where), np.zeros(0, int))
-    return data.Clips([rows], Sampler([len(rows)], [1.0], batch, 0), r, tokenize.Vocabulary([]))
+    return data.TrainDataset([rows], Sampler([len(rows)], [1.0], batch, 0), r, vocabulary=tokenize.Vocabulary([]))
 
 
 def cpu() -> float:

@@ -52,7 +52,7 @@ def write(folder: Path, n: int) -> int:
 
 
 class Probe(Dataset):
-    """Chooses and looks up as `data.Clips` does, and decodes nothing: item (step, slot) -> seconds, and the worker's memory"""
+    """Item (step, slot) -> seconds to choose and look up a row as `data.TrainDataset` does, and the worker's memory"""
 
     def __init__(self, source: data.Source, slots: Sampler, last: int):
         self.source, self.slots, self.last = source, slots, last

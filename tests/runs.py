@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
 import vatt
 from engine.processes import Processes
 from engine.run import Run
-from tools.classifier import Classifier
+from engine.sampling import Sampler
 from transformer import Size
+from vatt import Classifier
 
 SMALL = Size(1, 32, 64, 2)
 CONFIG = vatt.Config(SMALL, SMALL, SMALL, frames=4, size=16, patch=(2, 8, 8), rate=8000, words=6, d_va=16, d_vt=8, dropout=0.0)
@@ -71,3 +73,15 @@ def refused(main, argv: list[str], capsys, code: int = 2) -> str:
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 1
     return errors[0]
+
+
+def clips_to_test(rows, classes: int, spec: data.ClipSpec, numbers=None, at=None) -> data.TestDataset:
+    """All views of the rows of an index, or of those `at`"""
+    source = data.Source.to_test(rows) if at is None else data.Source(rows, at)
+    return data.TestDataset([source], spec, classes=classes, numbers=numbers)
+
+
+def clips_to_train(rows, classes: int, spec: data.ClipSpec, batch: int, seed: int = 0) -> data.TrainDataset:
+    """Random clips of the rows of an index"""
+    sampler = Sampler([len(rows)], [1.0], batch, seed)
+    return data.TrainDataset([data.Source.to_train(rows)], sampler, spec, seed, classes=classes)

@@ -1,4 +1,4 @@
-"""Crops, flips, colours, noise (augment.py) against slow, literal versions, pixel by pixel, with colorsys."""
+"""Crops, flips, colours, noise (data.py) against slow, literal versions, pixel by pixel, with colorsys."""
 
 import colorsys
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools import augment
+import data
 
 RNG = np.random.default_rng
 
@@ -47,7 +47,7 @@ def literally(clip, on, brightness, saturation, contrast, hue):
 @pytest.mark.parametrize(("width", "height", "area", "aspect"), [(320, 240, 0.371, 1.251), (640, 480, 0.371, 1.251)])
 def test_boxes_follow_the_official_law(width, height, area, aspect):
     rng = RNG(0)
-    boxes = np.array([augment.random_box(rng, width, height) for _ in range(6000)])
+    boxes = np.array([data.random_box(rng, width, height) for _ in range(6000)])
     w, h = (boxes[:, 2] - boxes[:, 0]) * width, (boxes[:, 3] - boxes[:, 1]) * height
     assert np.allclose([w, h], np.rint([w, h]))
     share, ratio = w * h / width / height, w / h
@@ -65,7 +65,7 @@ def test_boxes_follow_the_official_law(width, height, area, aspect):
 
 def test_the_aspect_is_uniform_where_it_fits():
     rng = RNG(0)
-    boxes = np.array([augment.random_box(rng, 400, 400, area=(0.1, 0.4)) for _ in range(6000)])
+    boxes = np.array([data.random_box(rng, 400, 400, area=(0.1, 0.4)) for _ in range(6000)])
     ratio = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])
     counts, _ = np.histogram(ratio, 6, (0.5, 2))
     assert np.abs(counts / 1000 - 1).max() < 0.12                          # log-uniform would be off by 0.6
@@ -77,7 +77,7 @@ def test_narrower_ranges_are_kept_to():
     rng = RNG(0)
     for width, height in ((300, 200), (33, 50), (64, 64)):
         for _ in range(300):
-            left, top, right, bottom = augment.random_box(rng, width, height, (0.5, 0.9), (0.8, 1.25))
+            left, top, right, bottom = data.random_box(rng, width, height, (0.5, 0.9), (0.8, 1.25))
             assert 0.5 - 1e-9 <= (right - left) * (bottom - top) <= 0.9 + 1e-9
             w, h = (right - left) * width, (bottom - top) * height
             assert abs(w - 0.8 * h) <= 0.51 or abs(w - 1.25 * h) <= 0.51 or 0.8 <= w / h <= 1.25
@@ -85,19 +85,12 @@ def test_narrower_ranges_are_kept_to():
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 112), (500, 2)])
 def test_a_picture_that_no_box_fits_is_kept_whole(width, height):
-    assert augment.random_box(RNG(0), width, height) == (0, 0, 1, 1)
+    assert data.random_box(RNG(0), width, height) == (0, 0, 1, 1)
 
 
 def test_a_box_is_a_function_of_its_generator():
-    assert augment.random_box(RNG(7), 320, 240) == augment.random_box(RNG(7), 320, 240)
-    assert augment.random_box(RNG(7), 320, 240) != augment.random_box(RNG(8), 320, 240)
-
-
-@pytest.mark.parametrize(("width", "height", "box"), [
-    (320, 240, (0.125, 0, 0.875, 1)), (240, 320, (0, 0.125, 1, 0.875)), (7, 7, (0, 0, 1, 1)),
-])
-def test_the_central_box_is_the_largest_square(width, height, box):
-    assert augment.centre_box(width, height) == pytest.approx(box)
+    assert data.random_box(RNG(7), 320, 240) == data.random_box(RNG(7), 320, 240)
+    assert data.random_box(RNG(7), 320, 240) != data.random_box(RNG(8), 320, 240)
 
 
 # ------------------------------------------------------------------------------------------------------------- colours
@@ -105,7 +98,7 @@ def test_the_central_box_is_the_largest_square(width, height, box):
 
 def test_four_clips_in_five_change_their_colours_within_the_strengths():
     rng = RNG(0)
-    draws = np.array([augment.colour_draws(rng) for _ in range(5000)])
+    draws = np.array([data.colour_draws(rng) for _ in range(5000)])
     assert draws.dtype == np.float32
     assert draws[:, 0].mean() == pytest.approx(0.8, abs=0.02)
     changed = draws[draws[:, 0] == 1, 1:]
@@ -115,17 +108,17 @@ def test_four_clips_in_five_change_their_colours_within_the_strengths():
     assert np.allclose(changed.std(0), reach / 3**0.5, rtol=0.05)          # uniform
     assert np.abs(np.corrcoef(changed.T) - np.eye(4)).max() < 0.06         # and apart
     assert (draws[draws[:, 0] == 0, 1:] == none).all()
-    assert (augment.colour_draws(rng, p=0.0) == [0, 0, 1, 1, 0]).all()
+    assert (data.colour_draws(rng, p=0.0) == [0, 0, 1, 1, 0]).all()
 
 
 def test_colours_change_as_in_the_official_code():
     video, rng = clips(), RNG(1)
-    rows = [augment.colour_draws(rng, p=1.0) for _ in range(12)]
+    rows = [data.colour_draws(rng, p=1.0) for _ in range(12)]
     rows += [[1, -0.9, 1.4, 1, 0.2], [1, -0.3, 1.4, 0.1, 0], [1, 0.9, 0.6, 1.4, -0.2], [1, 0, 1, 1, 0.5],
              [1, 0, 3, 1, 0], [1, 0.1, 1, 0, 0]]
     for row in rows:
         colour = torch.tensor(np.array([row] * 3), dtype=torch.float32)
-        got = augment.augment(video, colour=colour)
+        got = data.augment(video, colour=colour)
         want = np.stack([literally(clip, *colour[0].tolist()) for clip in video.numpy()])
         assert got.dtype == torch.float32
         assert np.abs(got.numpy() - want).max() < 2e-5
@@ -134,39 +127,39 @@ def test_colours_change_as_in_the_official_code():
 def test_each_clip_has_its_own_colours_and_all_its_pictures_share_them():
     video = clips()[:1, :1].expand(3, 4, -1, -1, -1).contiguous()
     colour = torch.tensor([[1, 0.1, 1.3, 0.7, 0.15], [0, 0.1, 1.3, 0.7, 0.15], [1, -0.1, 0.7, 1.3, -0.1]])
-    out = augment.augment(video, colour=colour)
+    out = data.augment(video, colour=colour)
     assert torch.equal(out, out[:, :1].expand_as(out))
     for i in range(3):
-        assert torch.allclose(out[i:i + 1], augment.augment(video[i:i + 1], colour=colour[i:i + 1]), atol=1e-6)
+        assert torch.allclose(out[i:i + 1], data.augment(video[i:i + 1], colour=colour[i:i + 1]), atol=1e-6)
         assert np.abs(out[i].numpy() - literally(video[i].numpy(), *colour[i].tolist())).max() < 2e-5
 
 
 def test_a_clip_that_is_not_changed_is_exact_whatever_its_neighbours_are():
     video = clips()
     plain = video.float() * 2 / 255 - 1
-    assert torch.equal(augment.augment(video), plain)
+    assert torch.equal(data.augment(video), plain)
     colour = torch.tensor([[1, 0, 1, 1, 0], [1, 0.1, 1.3, 0.7, 0.15], [0, 0.1, 1.3, 0.7, 0.15]])
-    out = augment.augment(video, torch.zeros(3, dtype=torch.bool), colour)
+    out = data.augment(video, torch.zeros(3, dtype=torch.bool), colour)
     assert torch.equal(out[[0, 2]], plain[[0, 2]])
     assert not torch.equal(out[1], plain[1])
-    assert torch.equal(augment.augment(video, colour=colour[[0, 0, 2]]), plain)
+    assert torch.equal(data.augment(video, colour=colour[[0, 0, 2]]), plain)
 
 
 def test_hue_and_saturation_are_left_out_where_no_clip_asks_for_them(monkeypatch):
     def refuse(*_):
         raise AssertionError
 
-    monkeypatch.setattr(augment, "saturate", refuse)
-    monkeypatch.setattr(augment, "turn", refuse)
-    augment.augment(clips(), colour=torch.tensor([[1, 0.1, 1, 1.2, 0], [0, 0.1, 1.3, 1.2, 0.2], [1, 0, 1, 1, 0]]))
+    monkeypatch.setattr(data, "saturate", refuse)
+    monkeypatch.setattr(data, "shift_hue", refuse)
+    data.augment(clips(), colour=torch.tensor([[1, 0.1, 1, 1.2, 0], [0, 0.1, 1.3, 1.2, 0.2], [1, 0, 1, 1, 0]]))
     with pytest.raises(AssertionError):
-        augment.augment(clips(), colour=torch.tensor([[1, 0.1, 1, 1.2, 0], [1, 0.1, 1, 1.2, 0.2], [1, 0, 1, 1, 0]]))
+        data.augment(clips(), colour=torch.tensor([[1, 0.1, 1, 1.2, 0], [1, 0.1, 1, 1.2, 0.2], [1, 0, 1, 1, 0]]))
 
 
 def test_inputs_are_in_minus_1_to_1_and_reach_both():
     video = clips(shape=(20, 2, 8, 8, 3))
-    colour = torch.from_numpy(np.stack([augment.colour_draws(RNG(i)) for i in range(20)]))
-    for out in (augment.augment(video), augment.augment(video, colour=colour)):
+    colour = torch.from_numpy(np.stack([data.colour_draws(RNG(i)) for i in range(20)]))
+    for out in (data.augment(video), data.augment(video, colour=colour)):
         assert out.min() == -1
         assert out.max() == 1
 
@@ -174,8 +167,8 @@ def test_inputs_are_in_minus_1_to_1_and_reach_both():
 def test_a_clip_is_flipped_as_a_whole_or_not_at_all():
     video = clips(shape=(19, 3, 4, 6, 3))
     flip = torch.arange(19) % 3 == 1
-    out = augment.augment(video, flip)
-    plain = augment.augment(video)
+    out = data.augment(video, flip)
+    plain = data.augment(video)
     assert torch.equal(out[flip], plain[flip].flip(3))
     assert torch.equal(out[~flip], plain[~flip])
 
@@ -183,22 +176,22 @@ def test_a_clip_is_flipped_as_a_whole_or_not_at_all():
 def test_the_clips_given_are_not_touched():
     video = clips()
     before = video.clone()
-    augment.augment(video, torch.ones(3, dtype=torch.bool), torch.tensor([[1, 0.1, 1.3, 0.7, 0.15]] * 3))
+    data.augment(video, torch.ones(3, dtype=torch.bool), torch.tensor([[1, 0.1, 1.3, 0.7, 0.15]] * 3))
     assert torch.equal(video, before)
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_and_is_not_waited_for():
     video, flip = clips(shape=(10, 2, 8, 8, 3)), torch.arange(10) % 2 == 0
-    colour = torch.from_numpy(np.stack([augment.colour_draws(RNG(i)) for i in range(10)]))
+    colour = torch.from_numpy(np.stack([data.colour_draws(RNG(i)) for i in range(10)]))
     there = [x.cuda() for x in (video, flip, colour)]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        out = augment.augment(*there)
+        out = data.augment(*there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.allclose(out.cpu(), augment.augment(video, flip, colour), atol=1e-5)
-    assert torch.equal(out[colour[:, 0] == 0].cpu(), augment.augment(video, flip)[colour[:, 0] == 0])
+    assert torch.allclose(out.cpu(), data.augment(video, flip, colour), atol=1e-5)
+    assert torch.equal(out[colour[:, 0] == 0].cpu(), data.augment(video, flip)[colour[:, 0] == 0])
 
 
 # --------------------------------------------------------------------------------------------------------------- noise
@@ -206,15 +199,15 @@ def test_a_gpu_gives_the_same_and_is_not_waited_for():
 
 def test_noise_is_a_hundredth_of_the_loudest_sample():
     wave = (0.5 * np.sin(np.arange(50_000) / 9)).astype(np.float32)
-    noise = augment.audio_noise(wave, RNG(0)) - wave
+    noise = data.audio_noise(wave, RNG(0)) - wave
     assert noise.dtype == np.float32
     assert noise.std() == pytest.approx(0.005, rel=0.02)
     assert noise.mean() == pytest.approx(0, abs=1e-4)
     assert np.mean(np.abs(noise) < 0.005) == pytest.approx(0.683, abs=0.01)
-    assert (augment.audio_noise(wave, RNG(0), 0.1) - wave).std() == pytest.approx(0.05, rel=0.02)
-    assert np.array_equal(augment.audio_noise(wave, RNG(3)), augment.audio_noise(wave, RNG(3)))
+    assert (data.audio_noise(wave, RNG(0), 0.1) - wave).std() == pytest.approx(0.05, rel=0.02)
+    assert np.array_equal(data.audio_noise(wave, RNG(3)), data.audio_noise(wave, RNG(3)))
 
 
 def test_silence_stays_silent():
-    assert not augment.audio_noise(np.zeros(100, np.float32), RNG(0)).any()
-    assert augment.audio_noise(np.zeros(0, np.float32), RNG(0)).shape == (0,)
+    assert not data.audio_noise(np.zeros(100, np.float32), RNG(0)).any()
+    assert data.audio_noise(np.zeros(0, np.float32), RNG(0)).shape == (0,)

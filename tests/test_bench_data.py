@@ -10,7 +10,7 @@ from bench import __main__ as bench
 from bench import data as feeding
 from media import Media
 
-RECIPE = data.Recipe(frames=8, fps=10.0, size=32, rate=16000, samples=12800)
+RECIPE = data.ClipSpec(frames=8, fps=10.0, size=32, rate=16000)
 SMALL = {"64x48": (64, 48, {"g": "20"}), "64x48 without B-frames": (64, 48, {"g": "20", "bf": "0"})}
 
 

@@ -6,15 +6,15 @@ import sys
 import pytest
 from films import captioned, film, folder
 
-import data
 from sources import index
+from tools import show
 
 
 def run(argv, capsys):
     """-> exit code, what is printed, errors"""
     code = 0
     try:
-        data.main(list(map(str, argv)))
+        show.main(list(map(str, argv)))
     except SystemExit as end:
         code = end.code
     said = capsys.readouterr()

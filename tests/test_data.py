@@ -25,15 +25,15 @@ from engine.sampling import Sampler
 from media import Unreadable
 from sources import index, layouts
 
-RECIPE = data.Recipe(frames=4, fps=10.0, size=16, rate=8000, samples=3200, words=6)
+SPEC = data.ClipSpec(frames=4, fps=10.0, size=16, rate=8000, words=6, noise=0.01)
 WORDS = vatt.tokenize.Vocabulary.build(["film number0 number1 number2 number3 number4 number5 begins goes on"] * 2)
 
 
-def clips(root, where, recipe=RECIPE, seed=0, batch=4, held=False):
+def clips(root, where, spec=SPEC, seed=0, batch=4, held=False):
     index.write(where, root, layouts.folder(root, []))
     rows = index.Index(where)
     source = data.Source(rows, index.held_out(rows) if held else np.zeros(0, int))
-    return data.Clips([source], Sampler([len(source)], [1.0], batch, seed), recipe, WORDS, seed)
+    return data.TrainDataset([source], Sampler([len(source)], [1.0], batch, seed), spec, seed, vocabulary=WORDS)
 
 
 def same(a, b):
@@ -95,7 +95,7 @@ def test_a_film_without_sound_is_marked_and_kept(plain):
 
 def test_the_captions_nearest_in_time_come_first_and_the_rest_are_missing(root):
     row = index.Row("00.mp4", 0.0, float("inf"), layouts.captions.read(root / "00.csv", []))
-    text, has = data.captions(row, 0.9, RECIPE, WORDS)
+    text, has = data.captions(row, 0.9, SPEC, WORDS)
     assert has.tolist() == [True, True, False, False, False]
     assert text[0].tolist() == WORDS.encode("number0 goes on", 6)
     assert text[1].tolist() == WORDS.encode("film number0 begins", 6)
@@ -104,7 +104,7 @@ def test_the_captions_nearest_in_time_come_first_and_the_rest_are_missing(root):
 
 def test_a_caption_without_a_known_word_counts_as_missing():
     row = index.Row("a", 0.0, 1.0, [data_cue("zzz qqq"), data_cue("!!!"), data_cue("film")])
-    assert sorted(data.captions(row, 0.0, RECIPE, WORDS)[1].tolist()) == [False, False, False, False, True]
+    assert sorted(data.captions(row, 0.0, SPEC, WORDS)[1].tolist()) == [False, False, False, False, True]
 
 
 def data_cue(text):
@@ -133,7 +133,7 @@ def test_a_folder_without_a_readable_film_is_given_up_with_its_reasons(tmp_path)
 
 def test_held_out_films_are_never_trained_on(root, tmp_path):
     some = clips(root, tmp_path / "0", held=True)
-    held = data.HeldOut(some.sources, RECIPE, WORDS)
+    held = data.TestDataset(some.sources, SPEC, vocabulary=WORDS)
     kept = {held[i][0]["path"] for i in range(len(held))}
     seen = {some[step, slot][0]["path"] for step in range(5) for slot in range(4)}
     assert len(kept) == 1
@@ -143,16 +143,16 @@ def test_held_out_films_are_never_trained_on(root, tmp_path):
 
 def test_every_held_out_film_is_read_once_with_any_number_of_processes(root, tmp_path):
     whole = data.Source(clips(root, tmp_path / "0").sources[0].index, np.arange(6))
-    held = data.HeldOut([whole], RECIPE, WORDS)
+    held = data.TestDataset([whole], SPEC, vocabulary=WORDS)
     paths = [p for rank in range(4) for batch, _ in loading.eval_batches(held, 2, Rank(rank, 4)) for p in batch["path"]]
     assert len(paths) == len(set(paths)) == 6
 
 
 @pytest.mark.parametrize("control", ["captions", "audio"])
 def test_a_control_takes_a_modality_from_another_film(root, tmp_path, plain, control):
-    other = clips(root, tmp_path / "0", RECIPE._replace(control=control, noise=0.0))
+    other = clips(root, tmp_path / "0", SPEC._replace(control=control, noise=0.0))
     key = "text" if control == "captions" else "audio"
-    true = clips(root, tmp_path / "1", RECIPE._replace(noise=0.0))
+    true = clips(root, tmp_path / "1", SPEC._replace(noise=0.0))
     differ = 0
     for at in itertools.product(range(2), range(4)):
         a, b = other[at][0], true[at][0]
@@ -162,8 +162,8 @@ def test_a_control_takes_a_modality_from_another_film(root, tmp_path, plain, con
 
 
 def test_a_decoded_film_in_memory_gives_the_same_clip_at_every_reading(root, tmp_path):
-    kept = clips(root, tmp_path / "0", RECIPE._replace(cache=1.0))
-    full = clips(root, tmp_path / "1", RECIPE._replace(cache=1e-9))
+    kept = clips(root, tmp_path / "0", SPEC._replace(cache=0.9))
+    full = clips(root, tmp_path / "1", SPEC._replace(cache=1e-9))
     at = list(itertools.product(range(3), range(4)))
     assert all(same(kept[x][0], full[x][0]) for x in at + at)
     assert len(kept.reader.kept) == 6
@@ -172,19 +172,19 @@ def test_a_decoded_film_in_memory_gives_the_same_clip_at_every_reading(root, tmp
 
 def test_a_long_film_is_not_decoded_whole(root, tmp_path, plain, monkeypatch):
     monkeypatch.setattr("media.cache.LONGEST", 1.0)
-    kept = clips(root, tmp_path / "0", RECIPE._replace(cache=1.0))
+    kept = clips(root, tmp_path / "0", SPEC._replace(cache=0.8))
     assert all(same(kept[0, k][0], plain[0, k][0]) for k in range(4))
     assert not kept.reader.kept
 
 
 def test_a_start_past_the_end_is_unreadable():
     with pytest.raises(Unreadable, match="past the end"):
-        data.starts(index.Row("a.mp4", 10.0, 20.0, []), 5.0, RECIPE)
+        data.starts(index.Row("a.mp4", 10.0, 20.0, []), 5.0, SPEC.seconds)
 
 
 def test_clips_start_anywhere_in_their_row_and_end_within_it():
     rng = np.random.default_rng(0)
-    drawn = [data.random_start(rng, index.Row("a", 2.0, 4.0, []), 9.0, RECIPE) for _ in range(500)]
+    drawn = [data.random_start(rng, index.Row("a", 2.0, 4.0, []), 9.0, SPEC) for _ in range(500)]
     assert min(drawn) == pytest.approx(2.0)
     assert max(drawn) == pytest.approx(3.6)
     assert len({round(x, 3) for x in drawn}) == 17
@@ -248,7 +248,7 @@ def test_shared_memory_that_cannot_hold_the_batches_is_told_at_the_start_with_th
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: usage._replace(free=64 << 20))
     clip = 32 * 224 * 224 * 3 + 153600 * 4 + 5 * 16 * 8
-    assert data.Recipe().nbytes == clip
+    assert data.ClipSpec().nbytes == clip
     need = loading.shared_memory(clip, 2048, 8)
     assert need == (loading.PIECE + loading.HELD_OUT) * 8 * 3 * clip, "whatever the batch"
     warning = loading.short_of_memory(need, 8)
@@ -305,7 +305,7 @@ def test_a_path_that_leaves_its_folder_is_unreadable_and_not_opened(root, tmp_pa
     rows = [index.Row(name, 0.0, float("inf"), []) for name in ("../secret.mp4", "00.mp4", "/etc/passwd", "file:x.mp4")]
     index.write(tmp_path / "index", root, rows)
     some = index.Index(tmp_path / "index")
-    recipe = data.Clips([data.Source(some, np.zeros(0, int))], Sampler([4], [1.0], 4, 0), RECIPE, WORDS)
-    drawn = [recipe[0, slot] for slot in range(4)]
+    spec = data.TrainDataset([data.Source.to_train(some)], Sampler([4], [1.0], 4, 0), SPEC, vocabulary=WORDS)
+    drawn = [spec[0, slot] for slot in range(4)]
     assert {clip["path"] for clip, _ in drawn} == {str(root / "00.mp4")}
     assert {reason for _, failed in drawn for _, reason in failed} == {"path leaves its folder"}

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,6 @@ import data
 import vatt
 from engine import loading
 from sources import demo, index
-from tools import augment
 
 HERE = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -95,9 +93,9 @@ def features(model, here, rows):
     if not where.exists():
         index.write(where, here / "demo-data", (index.Row(r["path"], r["start"], r["end"], []) for r in rows))
     c, events = model.config, index.Index(where)
-    recipe = data.Recipe(c.frames, c.fps, c.size, c.rate, c.samples)
-    held = data.HeldOut([data.Source(events, np.arange(len(events)))], recipe, vatt.tokenize.Vocabulary([]))
-    z = [(model.backbones.video(augment.augment(batch["video"])), model.backbones.audio(batch["audio"]))
+    spec = data.ClipSpec(frames=c.frames, fps=c.fps, size=c.size, rate=c.rate)
+    held = data.TestDataset([data.Source.to_test(events)], spec, vocabulary=vatt.tokenize.Vocabulary([]))
+    z = [(model.backbones.video(data.inputs(batch["video"][:, 0])), model.backbones.audio(batch["audio"][:, 0]))
          for batch, _ in loading.eval_batches(held, 64, Rank(), 2)]
     return tuple(torch.cat(part) for part in zip(*z, strict=True))
 

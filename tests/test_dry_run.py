@@ -33,7 +33,7 @@ def test_flops_are_two_for_each_multiplication_of_all_three_towers():
 
     video, audio = 2 * 2 * 2 // 2, CONFIG.samples // 128 // 2 + CONFIG.samples // 128 % 2
     expected = tower(video, video, 2 * 8 * 8 * 3) + tower(audio, audio, 128) + 5 * tower(4, 0, 0)
-    forward, backward = dry_run.flops(CONFIG, (0.5, 0.5))
+    forward, backward = dry_run.cost(CONFIG, (0.5, 0.5))
     assert forward == expected
     assert backward == 2 * forward - 2 * (video * 2 * 8 * 8 * 3 + audio * 128) * SIZE.d  # raw inputs need no gradient
 
@@ -50,7 +50,7 @@ def test_more_clips_at_once_keep_more_and_recomputation_keeps_less():
 @pytest.mark.parametrize(("chunk", "at_once", "forwards"), [(None, 6, 1), (2, 2, 2), (100, 6, 1)])
 def test_the_report_counts_what_chunks_take(chunk, at_once, forwards):
     text = dry_run.report(step := gradients(chunk=chunk), batch(3), clips=6, steps=10, world=2, waiting=7 * 10**9)
-    forward, backward = dry_run.flops(CONFIG, (0.5, 0.5))
+    forward, backward = dry_run.cost(CONFIG, (0.5, 0.5))
     clip = forwards * forward + backward
     assert f"FLOPs {clip / 1e9:.1f} G a clip" in text
     assert f"{clip * 6 * 2 * 10 / 1e18:.3g} E in all" in text

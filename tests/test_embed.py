@@ -12,6 +12,7 @@ from runs import pretrained
 import evaluate
 import vatt
 from tools import embed
+from tools.search import best_apart
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_sounds_are_those_of_films_too_and_only_in_the_space_with_video(run, fil
     found = load(tmp_path / "x.npz")
     assert found["vectors"].shape == (4, 16)
     assert found["unreadable"].tolist() == ["04.mp4", "broken.mp4"]
-    assert "04.mp4: no sound" in capsys.readouterr().err
+    assert "04.mp4: no audio" in capsys.readouterr().err
 
 
 def test_sentences_are_the_lines_of_a_text_file(run, tmp_path):
@@ -121,7 +122,7 @@ def test_search_finds_moments_in_long_films_and_draws_them(run, tmp_path, capsys
     evaluate.main(["search", str(run), "a red cloth, please", "--in", str(root), "--top", "3", "--out", str(out)])
     said = capsys.readouterr().out
     assert "not in the run's vocabulary, and so of no use: please" in said
-    assert "the best of 15 moments in 2 films" in said
+    assert "the best of 15 moments in 2 videos" in said
     table = load(next(run.glob("moments-*.npz")))
     assert table["times"][:14, 0].tolist() == pytest.approx([0.2 * i for i in range(14)]), "each overlaps half of the next"
     assert table["times"][13, 1] == pytest.approx(3.0), "the last one ends with the film"
@@ -145,22 +146,22 @@ def test_a_folder_of_films_without_pictures_has_nothing_to_search(run, tmp_path,
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert "sound.mp4: no video" in said
-    assert "no film below" in said
+    assert "no video below" in said
 
 
 def test_of_moments_that_overlap_only_the_best_is_shown():
     films, times = ["a", "a", "a", "b", "a"], [[0, 2], [1, 3], [2, 4], [1, 3], [0, 2]]
-    assert embed.apart([0.5, 0.9, 0.8, 0.7, 0.1], films, times, 9) == [1, 3]
-    assert embed.apart([0.9, 0.5, 0.8, 0.7, 0.1], films, times, 2) == [0, 2]
+    assert best_apart([0.5, 0.9, 0.8, 0.7, 0.1], films, times, 9) == [1, 3]
+    assert best_apart([0.9, 0.5, 0.8, 0.7, 0.1], films, times, 2) == [0, 2]
 
 
 @pytest.mark.parametrize(("command", "said"), [
     ("embed RUN NONE OUT.npz", "there is no"), ("embed RUN FILMS OUT.csv", "ends in .npz"),
     ("embed NONE FILMS OUT.npz", "is no run"), ("embed RUN FILMS OUT.npz --kind image", "holds no image"),
-    ("embed RUN FILMS/00.mp4 OUT.npz", "is one file: name the folder"), ("embed RUN EMPTY OUT.npz", "holds no film"),
+    ("embed RUN FILMS/00.mp4 OUT.npz", "is one file: name the folder"), ("embed RUN EMPTY OUT.npz", "holds no video"),
     ("embed RUN FILMS OUT.npz --kind audio --space vt", "audio has vectors in va alone"),
     ("embed RUN FILMS OUT.npz --seconds -1", "must be above 0"), ("search RUN xyzzy --in FILMS", "knows no word of 'xyzzy'"),
-    ("search RUN red --in EMPTY", "holds no film"), ("search RUN ?! --in FILMS", "knows no word of '[?]!'")])
+    ("search RUN red --in EMPTY", "holds no video"), ("search RUN ?! --in FILMS", "knows no word of '[?]!'")])
 def test_what_cannot_be_is_one_line_and_exit_code_2(run, films, tmp_path, capsys, command, said):
     (tmp_path / "empty").mkdir()
     places = {"RUN": run, "FILMS": films, "NONE": tmp_path / "none", "EMPTY": tmp_path / "empty", "OUT": tmp_path / "x"}

@@ -16,15 +16,16 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from films import film
-from runs import CONFIG, finetuned, pretrained
+from runs import CONFIG, clips_to_test, finetuned, pretrained
 
+import data
 import evaluate
 import vatt
 from engine.processes import Processes
+from evaluate import classification_metrics, multilabel_metrics
 from media import Media
 from sources import official
-from tools import augment, classifier, embed, views
-from tools.metrics import classification_metrics, multilabel_metrics
+from tools import embed
 
 CLASSES = ["bright", "dim", "none"]
 
@@ -50,10 +51,10 @@ def literal(model, root):
             if model.kind == "audio":
                 clips = [torch.from_numpy(media.audio(s, c.samples, c.rate)) for s in starts]
             else:
-                h, w = views.shape(media.width, media.height, c.size)
+                h, w = (round(side * c.size / min(media.width, media.height)) for side in (media.height, media.width))
                 left = round((w - c.size) / 2)
                 clips = [media.video(s, c.frames, c.fps, size=(h, w))[:, :, left : left + c.size] for s in starts]
-                clips = [augment.augment(torch.from_numpy(clip)[None])[0] for clip in clips]
+                clips = [data.augment(torch.from_numpy(clip)[None])[0] for clip in clips]
         with torch.no_grad():
             scores.append(torch.stack([model(clip[None])[0] for clip in clips]).mean(0))
         targets.append(CLASSES.index(path.parent.name))
@@ -61,14 +62,13 @@ def literal(model, root):
 
 
 def loader(model, root, batch, processes):
-    data = official.load(str(root), Path(tempfile.mkdtemp()), [])
-    recipe = views.Recipe(model.kind, CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1)
-    return views.loader(views.Testing(data.test, 3, recipe), batch, processes, 0)
+    found = official.load(str(root), Path(tempfile.mkdtemp()), [])
+    return embed.Reading(processes, batch).batches(clips_to_test(found.test, 3, model.spec(2, 1)))
 
 
 @pytest.mark.parametrize("kind", ["video", "audio"])
 def test_classify_is_the_mean_logits_of_all_views_of_every_file_that_can_be_read(films, tmp_path, kind):
-    model = classifier.load(finetuned(tmp_path / "run", kind, CLASSES))
+    model = vatt.load(finetuned(tmp_path / "run", kind, CLASSES))
     found = evaluate.classify(model, loader(model, films, 4, Processes()), Processes(), per_class=True)
     scores, targets = literal(model, films)
     expected = classification_metrics(scores, targets, per_class=True)
@@ -79,7 +79,7 @@ def test_classify_is_the_mean_logits_of_all_views_of_every_file_that_can_be_read
 
 @pytest.mark.parametrize("batch", [2, 4, 6, 100])
 def test_an_incomplete_last_batch_counts_as_any_other(films, tmp_path, batch):
-    model = classifier.load(finetuned(tmp_path / "run", "audio", CLASSES))
+    model = vatt.load(finetuned(tmp_path / "run", "audio", CLASSES))
     found = evaluate.classify(model, loader(model, films, batch, Processes()), Processes(), per_class=True)
     assert found == evaluate.classify(model, loader(model, films, 2, Processes()), Processes(), per_class=True)
 
@@ -89,14 +89,15 @@ def work(rank, world, folder, films):
                       MASTER_PORT=(folder / "port").read_text())
     torch.set_num_threads(1)
     processes = Processes(timeout_s=60)
-    model = classifier.load(folder / "run")
+    model = vatt.load(folder / "run")
     scores = evaluate.classify(model, loader(model, films, 4, processes), processes, per_class=True)
     (folder / f"{rank}.json").write_text(json.dumps(scores))
     trained = folder / "trained"
     argv = ["retrieve", str(trained), str(folder / "captions.csv"), "--allow-outside", "--out", str(trained)]
     args = evaluate.flags().parse_args(argv)
-    evaluate.retrieve_command(args, processes)
-    embed.embed(trained, films, folder / "2.npz", "video", "vt", None, 2, 4, 0, "fp32", processes)
+    how = embed.Reading(processes, 4)
+    evaluate.retrieve_command(args, how)
+    embed.embed(trained, embed.Wanted(films, "video", "vt", windows=2), folder / "2.npz", how)
     processes.end()
 
 
@@ -115,14 +116,14 @@ def test_two_processes_score_what_one_scores(films, tmp_path):
     run, trained = finetuned(tmp_path / "run", "video", CLASSES), pretrained(tmp_path / "trained")
     captions(films, tmp_path / "captions.csv")
     mp.spawn(work, (2, tmp_path, films), nprocs=2)
-    model = classifier.load(run)
+    model = vatt.load(run)
     alone = evaluate.classify(model, loader(model, films, 4, Processes()), Processes(), per_class=True)
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]
     two = json.loads((trained / "evaluate.json").read_text())
     evaluate.main(["retrieve", str(trained), str(tmp_path / "captions.csv"), "--allow-outside"])
     assert json.loads((trained / "evaluate.json").read_text()) == two
     assert two["retrieve_captions"]["N"] == 7
-    embed.embed(trained, films, tmp_path / "1.npz", "video", "vt", None, 2, 4, 0, "fp32", Processes())
+    embed.embed(trained, embed.Wanted(films, "video", "vt", windows=2), tmp_path / "1.npz", embed.Reading(Processes(), 4))
     one, two = (embed.read(tmp_path / f"{n}.npz") for n in (1, 2))
     assert one["ids"].tolist() == two["ids"].tolist()
     assert len(one["ids"]) == 14
@@ -142,17 +143,18 @@ def test_retrieve_ranks_parts_of_films_by_the_mean_of_their_windows(films, tmp_p
         with Media(path) as media:
             first, end = float(start or 0), min(float(end or 99), media.duration)
             last = max(first, end - c.frames / c.fps)
-            h, w = views.shape(media.width, media.height, c.size)
+            h, w = (round(side * c.size / min(media.width, media.height)) for side in (media.height, media.width))
             left = round((w - c.size) / 2)
             clips = [media.video(first + int((last - first) * k / 2 * c.fps + 1e-6) / c.fps, c.frames, c.fps, size=(h, w))
                      for k in range(3)]
         with torch.no_grad():
-            clips = augment.augment(torch.from_numpy(np.stack(clips))[:, :, :, left : left + c.size])
+            clips = data.augment(torch.from_numpy(np.stack(clips))[:, :, :, left : left + c.size])
             each = model.heads.video(model.backbones.video(clips))[1]
             z.append(each.mean(0))
             firsts.append(each[0])
     items = official.load(f"csv={tmp_path}/captions.csv", tmp_path / "listed", [], outside=True).test
-    vectors = embed.vectors(model, items, range(7), embed.recipe(c, "video", 3), "vt", 4, 0)
+    clips = clips_to_test(items, 0, model.spec("video", 3), at=np.arange(7))
+    vectors = embed.vectors(model, clips, "vt", embed.Reading(Processes(), 4))
     torch.testing.assert_close(torch.cat([rows for rows, _ in vectors]), F.normalize(torch.stack(z), dim=1), atol=1e-5, rtol=0)
     assert (F.normalize(torch.stack(z), dim=1) - F.normalize(torch.stack(firsts), dim=1)).abs().max() > 1e-3
     texts = [row.split(",")[1] for row in (tmp_path / "captions.csv").read_text().splitlines()[1:-1]]
@@ -214,7 +216,7 @@ def test_classify_of_several_labels_prints_map_auc_and_d_prime(films, tmp_path, 
     said = capsys.readouterr().out
     found = json.loads((run / "evaluate.json").read_text())["classify_audioset"]
     by_class = [0, 3, 6, 1, 4, 2, 5]
-    expected = multilabel_metrics(literal(classifier.load(run), films)[0], torch.tensor(targets)[by_class])
+    expected = multilabel_metrics(literal(vatt.load(run), films)[0], torch.tensor(targets)[by_class])
     assert "audioset: 7 of 8 test clips found" in said
     assert "2 classes have no positive or no negative file" in said
     assert found["left_out"] == [0, 3]
@@ -281,7 +283,7 @@ def test_a_decoder_that_crashes_ends_with_3_and_the_files_it_had_in_hand(films, 
         evaluate.main([*words, "--workers", "1"])
     signal.signal(signal.SIGCHLD, handler)
     assert end.value.code == 3
-    assert re.search(r"of the loader .*5\.mp4: move them away", capsys.readouterr().err)
+    assert re.search(r"of the loader .*5\.mp4: move the file away", capsys.readouterr().err)
 
 
 def test_without_a_command_it_names_what_makes_results_and_then_prints_them(tmp_path, monkeypatch, capsys):

@@ -220,8 +220,8 @@ def test_features_that_are_computed_survive_a_signal(films, tmp_path):
         f"{films}/{i:02d}.mp4,{'ab'[i % 2]},{'train' if i < 6 else 'test'}\n" for i in range(9)))
     more = ["--task", "linear", "--modality", "video", "--data", f"csv={table}", "--allow-outside", "--init", str(init),
             "--out", str(tmp_path / "run"), "--batch", "1", "--steps", "4", "--cache", "0"]
-    slow = "from tools import views\ninside = views.Testing.__getitem__\nopen('first', 'w')\n" \
-           "views.Testing.__getitem__ = lambda self, i: (open('reads', 'a').write('x'), time.sleep(1), inside(self, i))[2]"
+    slow = "import data\ninside = data.TestDataset.__getitem__\nopen('first', 'w')\n" \
+           "data.TestDataset.__getitem__ = lambda self, i: (open('reads', 'a').write('x'), time.sleep(1), inside(self, i))[2]"
     child = start([sys.executable, "finetune.py"], more, tmp_path, slow, "finetune")
     until(lambda: (tmp_path / "reads").exists() and (tmp_path / "reads").stat().st_size >= 3, "nothing is read")
     os.kill(child.pid, signal.SIGTERM)

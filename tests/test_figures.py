@@ -22,7 +22,7 @@ def test_a_confusion_matrix_of_any_number_of_classes(tmp_path, installed, classe
     counts = [[3 * (i == j) for j in range(classes)] for i in range(classes)]
     counts[0] = [0] * classes
     said = figures.confusion(counts, [f"class $\\{i}$" for i in range(classes)], tmp_path / "confusion.png")
-    assert said == (str(tmp_path / "confusion.png") if installed else "pip install matplotlib draws the confusion matrix too")
+    assert said == installed
     assert (tmp_path / "confusion.png").exists() == installed
 
 
@@ -30,5 +30,5 @@ def test_a_contact_sheet_of_moments(tmp_path, installed):
     film(tmp_path / "a.mp4", seconds=1.0)
     moments = [(tmp_path / "a.mp4", 0.0, 0.4, "one $\\moment$"), (tmp_path / "a.mp4", 0.6, 1.4, "past the end")]
     said = figures.contact_sheet(moments, "a $\\red$ cloth", tmp_path / "sheet.png")
-    assert ("sheet.png" in said) == installed
+    assert said == installed
     assert (tmp_path / "sheet.png").exists() == installed

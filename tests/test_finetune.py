@@ -16,13 +16,14 @@ import runs
 import soundfile
 import torch
 from films import film, image
-from runs import pretrained, rows
+from runs import clips_to_test, pretrained, rows
 
 import evaluate
 import finetune
+import vatt
 from engine.processes import Processes
 from sources import demo, official
-from tools import classifier, views
+from tools.embed import Reading
 
 HERE = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -100,10 +101,10 @@ def test_a_run_folder_holds_settings_log_scores_the_best_and_the_last_checkpoint
 
 
 def test_a_loaded_run_scores_what_the_run_printed(finished, labelled):
-    model, c = classifier.load(finished), classifier.load(finished).config
-    data = official.load(str(labelled), finished / "again", [])
-    tests = views.Testing(data.test, 3, views.Recipe("video", c.frames, c.fps, c.size, c.rate, 2, 2))
-    scores = evaluate.classify(model, views.loader(tests, 4, Processes(), 0), Processes())
+    model = vatt.load(finished)
+    found = official.load(str(labelled), finished / "again", [])
+    tests = clips_to_test(found.test, 3, model.spec(2, 2))
+    scores = evaluate.classify(model, Reading(Processes(), 4).batches(tests), Processes())
     assert scores["top-1"] == results(finished, "video")["top-1"]
 
 
@@ -249,7 +250,7 @@ def test_clips_with_several_labels_are_mixed_balanced_and_scored_by_mean_average
     scores = results(tmp_path / "run", "audio")
     assert {"mAP", "AUC", "d'", "d' of AUC", "best"} <= scores.keys()
     assert scores["N"] == 8
-    assert classifier.load(tmp_path / "run").multi
+    assert vatt.load(tmp_path / "run").multi
     assert "mAP" in capsys.readouterr().out
 
 
@@ -269,7 +270,7 @@ def test_images_are_clips_of_equal_frames_to_a_backbone_of_video(init, images, t
     argv = ["--data", images, "--init", str(init), *SHORT]
     finetune.main(["--task", "image", *argv, "--out", str(tmp_path / "image"), "--crops", "1"])
     assert results(tmp_path / "image", "image")["N"] == 4
-    assert classifier.load(tmp_path / "image").backbone.e_temporal.shape[0] == 1
+    assert vatt.load(tmp_path / "image").backbone.e_temporal.shape[0] == 1
     epochs = [flag for flag in argv if flag not in ("--steps", "6")]
     finetune.main(["--task", "image", *epochs, "--epochs", "2", "--out", str(tmp_path / "epochs")])
     assert len(rows(tmp_path / "epochs")) == 3, "twice six images in batches of four"

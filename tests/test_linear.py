@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from films import film
+from runs import clips_to_test
 from test_classifier import CLASSES, CONFIG
 from torch.testing import assert_close
 
+import data
 from engine.processes import Processes
 from sources import index
 from sources.index import Row
-from tools import linear, views
-from tools.classifier import Classifier
+from tools import linear
+from tools.embed import Reading
+from vatt import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -23,23 +26,23 @@ def tests(tmp_path_factory):
     rows = [Row(film(root / f"{i}.mp4", seconds=0.8, seed=i).name, 0.0, math.inf, [], (i % 3,)) for i in range(6)]
     (root / "bad.mp4").touch()
     rows.insert(2, Row("bad.mp4", 0.0, math.inf, [], (0,)))
-    recipe = views.Recipe("video", CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, 2, 1)
-    return views.Testing(index.write(root / "index", root, rows), 3, recipe)
+    spec = data.ClipSpec(("video",), CONFIG.frames, CONFIG.fps, CONFIG.size, CONFIG.rate, windows=2)
+    return clips_to_test(index.write(root / "index", root, rows), 3, spec)
 
 
 def features(model, tests, path):
-    return linear.features(model, tests, path, Processes(), SimpleNamespace(batch=4, workers=0, timeout=0))
+    return linear.features(model, tests, path, Reading(Processes(), 4))
 
 
 def test_features_are_z_out_of_every_view_and_computed_once(tests, tmp_path, monkeypatch):
     model = Classifier(CONFIG, "video", CLASSES, head="low-rank").eval()
     found = features(model, tests, tmp_path / "f.npz")
     assert found.number.tolist() == [0, 1, 3, 4, 5, 6]
-    assert found.failed == [(tests.index.name(2), "empty file")]
+    assert found.failed == [(tests.row(2)[0].name(2), "empty file")]
     for row, i in enumerate(found.number.tolist()):
-        assert_close(found.z[row], model.features(views.inputs(torch.from_numpy(tests[i][0]["x"]))))
+        assert_close(found.z[row], model.features(data.inputs(torch.from_numpy(tests[i][0]["video"]))))
     monkeypatch.setattr(model, "features", None)  # what is not called again
-    same = views.Testing(index.write(tmp_path / "index", tests.index.root, tests.index), 3, tests.recipe)
+    same = clips_to_test(index.write(tmp_path / "index", tests.row(0)[0].root, tests.row(0)[0]), 3, tests.spec)
     again = features(model, same, tmp_path / "f.npz")
     assert all(torch.equal(a, b) for a, b in zip(found[:3], again[:3], strict=True))
     assert again.failed == found.failed
@@ -51,7 +54,7 @@ def test_other_weights_or_other_files_have_other_features(tests, tmp_path):
     torch.manual_seed(1)
     second = features(Classifier(CONFIG, "video", CLASSES, head="low-rank").eval(), tests, tmp_path / "f.npz")
     assert not torch.equal(first.z, second.z)
-    fewer = views.Testing(tests.index, 3, tests.recipe, range(2))
+    fewer = clips_to_test(tests.row(0)[0], 3, tests.spec, at=np.arange(2))
     assert len(features(model, fewer, tmp_path / "f.npz").z) == 2
 
 

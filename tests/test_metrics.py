@@ -6,7 +6,7 @@ from statistics import NormalDist, mean
 import pytest
 import torch
 
-from tools.metrics import classification_metrics, d_prime, multilabel_metrics, retrieval_chance, retrieval_metrics
+from evaluate import classification_metrics, d_prime, multilabel_metrics, retrieval_chance, retrieval_metrics
 
 
 def test_retrieval_counts_the_rank_of_the_match():

@@ -30,10 +30,11 @@ from media import Media
 from media.captions import Caption, nearest
 from sources import index, layouts, pack
 from sources.shards import Shard, checksum
+from tools import show
 
 HERE = Path(__file__).parent.parent
 SMALL = ["--rate", "8000", "--workers", "2"]
-RECIPE = data.Recipe(frames=4, fps=10.0, size=16, rate=8000, samples=3200, words=6, noise=0.0)
+RECIPE = data.ClipSpec(frames=4, fps=10.0, size=16, rate=8000, words=6)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def films(tmp_path_factory):
 def packed(films, tmp_path_factory):
     """The films in shards of two, four and one of them"""
     out = tmp_path_factory.mktemp("packed") / "out"
-    data.main(["pack", str(films), str(out), *SMALL, "--shard-size", "3e-5"])
+    show.main(["pack", str(films), str(out), *SMALL, "--shard-size", "3e-5"])
     return out
 
 
@@ -61,7 +62,7 @@ def clips(where, kind, root, recipe=RECIPE):
     layouts.list_files(kind, root, where, where.with_suffix(".problems"))
     rows = index.Index(where)
     words = vatt.tokenize.Vocabulary.build(rows.texts())
-    return data.Clips([data.Source(rows, np.zeros(0, int))], Sampler([len(rows)], [1.0], 4, 0), recipe, words)
+    return data.TrainDataset([data.Source.to_train(rows)], Sampler([len(rows)], [1.0], 4, 0), recipe, vocabulary=words)
 
 
 def test_shards_are_plain_tars_whose_members_are_the_rows_of_the_index(packed):
@@ -122,19 +123,19 @@ def test_broken_films_are_counted_by_reason_and_listed(packed, films, tmp_path, 
     with (packed / "broken.csv").open() as file:
         assert [(row["path"], row["reason"]) for row in csv.DictReader(file)] == [
             ("bad.mp4", "not a media file"), ("zero.mp4", "empty file")]
-    data.main(["pack", str(films), str(packed), *SMALL, "--shard-size", "3e-5"])
+    show.main(["pack", str(films), str(packed), *SMALL, "--shard-size", "3e-5"])
     assert "7 clips with 10 captions" in capsys.readouterr().out
     shutil.copy(films / "bad.mp4", tmp_path)
     argv = ["pack", str(tmp_path), str(tmp_path / "out")]
     assert "none of 1 videos could be packed (not a media file: 1)" in refused(argv, capsys, 3)
 
 
-refused = functools.partial(runs.refused, data.main)
+refused = functools.partial(runs.refused, show.main)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_packs_the_same_bytes(packed, films, tmp_path, workers):
-    data.main(["pack", str(films), str(tmp_path / "out"), "--rate", "8000", "--workers", str(workers), "--shard-size", "3e-5"])
+    show.main(["pack", str(films), str(tmp_path / "out"), "--rate", "8000", "--workers", str(workers), "--shard-size", "3e-5"])
     assert content(tmp_path / "out") == content(packed)
 
 
@@ -143,7 +144,8 @@ def test_a_killed_pack_started_again_keeps_the_whole_shards_and_ends_with_the_sa
     argv = ["pack", str(films), str(out), *SMALL, "--shard-size", "3e-5"]
     slow = ("import sys, time, data; from sources.shards import Shard; add = Shard.add; "
             "Shard.add = lambda *a: (time.sleep(0.2), add(*a))[1]")
-    child = subprocess.Popen([sys.executable, "-c", f"{slow}; data.main(sys.argv[1:])", *argv], stderr=subprocess.DEVNULL,
+    slow += "; from tools import show; show.main(sys.argv[1:])"
+    child = subprocess.Popen([sys.executable, "-c", slow, *argv], stderr=subprocess.DEVNULL,
                              start_new_session=True, cwd=HERE, env={**os.environ, "MALLOC_PERTURB_": "165"})
     first, second, deadline = out / "shard-000000.tar", out / "shard-000001.tar.partial", time.time() + 60
     while time.time() < deadline and not (first.is_file() and second.is_file() and (out / "partial" / "000000.json").is_file()):
@@ -152,7 +154,7 @@ def test_a_killed_pack_started_again_keeps_the_whole_shards_and_ends_with_the_sa
     child.wait()
     assert not (out / "index").exists(), "killed too late to show anything"
     written = first.stat().st_mtime_ns
-    data.main(argv)
+    show.main(argv)
     assert content(out) == content(packed)
     assert first.stat().st_mtime_ns == written, "a whole shard is not packed again"
 
@@ -172,7 +174,7 @@ def test_what_did_not_reach_the_disk_is_packed_again(packed, films, tmp_path, mo
 
     monkeypatch.setattr(Shard, "add", stops)
     with pytest.raises(SystemExit) as end:
-        data.main(argv)
+        show.main(argv)
     assert end.value.code == 130
     shards, record = sorted(out.glob("shard-*")), out / "partial" / "000001.json"
     assert [path.name for path in shards] == ["shard-000000.tar", "shard-000001.tar"], "what was begun is removed"
@@ -187,7 +189,7 @@ def test_what_did_not_reach_the_disk_is_packed_again(packed, films, tmp_path, mo
     else:
         shards[1].unlink()
     monkeypatch.setattr(Shard, "add", add)
-    data.main(argv)
+    show.main(argv)
     assert content(out) == content(packed)
 
 
@@ -215,13 +217,13 @@ def test_shards_that_changed_since_a_run_began_are_refused(packed, films, tmp_pa
     index.point(tmp_path / "run", tmp_path / "out" / "index")
     assert index.Index(tmp_path / "run")[3] == index.Index(packed / "index")[3]
     shutil.rmtree(tmp_path / "out")
-    data.main(["pack", str(films), str(tmp_path / "out"), *SMALL, "--crf", "40"])
+    show.main(["pack", str(films), str(tmp_path / "out"), *SMALL, "--crf", "40"])
     with pytest.raises(ValueError, match="is not what it was"):
         index.Index(tmp_path / "run")
 
 
 def test_files_are_copied_as_they_are_where_that_is_asked_for(films, tmp_path):
-    data.main(["pack", str(films), str(tmp_path / "out"), "--copy", "--workers", "1"])
+    show.main(["pack", str(films), str(tmp_path / "out"), "--copy", "--workers", "1"])
     with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
         assert tar.extractfile("000000003.mp4").read() == (films / "03.mp4").read_bytes()
     row = index.Index(tmp_path / "out" / "index")[1]
@@ -232,7 +234,7 @@ def test_files_are_copied_as_they_are_where_that_is_asked_for(films, tmp_path):
 def test_a_long_film_becomes_pieces_that_follow_each_other(tmp_path):
     film(tmp_path / "films" / "a.mp4", seconds=5.6)
     (tmp_path / "films" / "a.csv").write_text("start,end,text\n0,1,one\n2.5,3,two\n5,5.5,three\n")
-    data.main(["pack", str(tmp_path / "films"), str(tmp_path / "out"), *SMALL, "--seconds", "2"])
+    show.main(["pack", str(tmp_path / "films"), str(tmp_path / "out"), *SMALL, "--seconds", "2"])
     rows = index.Index(tmp_path / "out" / "index")
     assert len(rows) == 3
     with Media(tmp_path / "films" / "a.mp4") as whole:
@@ -249,7 +251,7 @@ def test_a_long_film_becomes_pieces_that_follow_each_other(tmp_path):
 def test_the_part_of_a_film_that_a_list_names_is_cut_out(tmp_path):
     film(tmp_path / "films" / "abcdefghijk.mp4", seconds=4)
     (tmp_path / "films" / "train_segments.csv").write_text('abcdefghijk, 1.5, 3.5, "/m/09x0r"\n')
-    data.main(["pack", str(tmp_path / "films"), str(tmp_path / "out"), *SMALL])
+    show.main(["pack", str(tmp_path / "films"), str(tmp_path / "out"), *SMALL])
     rows = index.Index(tmp_path / "out" / "index")
     with Media(tmp_path / "films" / "abcdefghijk.mp4") as whole, Media(*rows.media(0)) as clip:
         assert clip.duration == pytest.approx(2.0, abs=0.03)
@@ -284,5 +286,5 @@ def test_what_cannot_be_packed_is_refused_in_one_line(packed, films, tmp_path, c
     ):
         assert says in refused(["pack", *argv], capsys)
     assert (tmp_path / "other" / "note.txt").read_text() == "mine"
-    data.main(["pack", str(films), str(tmp_path / "o"), *SMALL])  # what failed to start can be started right
+    show.main(["pack", str(films), str(tmp_path / "o"), *SMALL])  # what failed to start can be started right
     assert not (packed / "partial").exists()

@@ -16,6 +16,7 @@ import torch
 from films import TINY, film, folder, image
 from runs import pretrained
 
+import data
 import droptoken
 import evaluate
 import finetune
@@ -27,7 +28,7 @@ from bench import audit
 from engine.processes import Processes
 from engine.run import Run
 from sources import index
-from tools import augment, embed, views
+from tools import embed
 from transformer import SIZES, RelativeBias, Transformer
 from vatt import PRESETS, tokenize
 
@@ -84,8 +85,8 @@ def seen(tmp_path_factory):
 
         adam = (torch.optim.Adam, "__init__")
         runs("pretrain", pretrain.main, ["--data", videos, "--val", videos, "--out", root / "out", *TINY, "--noise", "0.01"],
-             adam, (losses, "nce"), (losses, "mil_nce"), (losses, "total"), (augment, "random_box"), (augment, "colour_draws"),
-             (augment, "audio_noise"), (pretrain, "learning_rate"), (vatt.Backbones, "text"))
+             adam, (losses, "nce"), (losses, "mil_nce"), (losses, "total"), (data, "random_box"), (data, "colour_draws"),
+             (data, "audio_noise"), (pretrain, "learning_rate"), (vatt.Backbones, "text"))
         args = pretrain.settings(["--data", str(videos), "--val", str(videos), *TINY], Processes())
         clips = pretrain.datasets(args, Run(root / "flips"), Processes())[0]
         found["flips"] = [clips[i, 0][0]["flip"] for i in range(400)]
@@ -95,11 +96,11 @@ def seen(tmp_path_factory):
             files = root / ("images" if task == "image" else "classes")
             runs(task, finetune.main, ["--task", task, "--data", files, "--init", run, "--out", root / task, *SMALL, *more],
                  (finetune.SGD, "__init__"), (torch.nn.utils, "clip_grad_norm_"), (losses, "smooth"), (losses, "mixup"),
-                 (heads.LinearClassifier, "__init__"), (views, "Recipe"), (augment, "random_box"), (augment, "colour_draws"),
+                 (heads.LinearClassifier, "__init__"), (finetune, "ClipSpec"), (data, "random_box"), (data, "colour_draws"),
                  (finetune, "half_cosine"))
         runs("linear", finetune.main, ["--task", "linear", "--data", root / "classes", "--init", run, "--out", root / "linear",
                                        *SMALL, *short["video"]], adam, (heads.LowRankClassifier, "__init__"))
-        runs("retrieve", evaluate.main, ["retrieve", run, f"csv={root / 'captions.csv'}"], (embed, "recipe"))
+        runs("retrieve", evaluate.main, ["retrieve", run, f"csv={root / 'captions.csv'}"], (embed, "vectors"))
     for task in ("video", "audio", "image", "linear"):
         argv = ["--task", task, "--data", "x", "--init", str(run)]
         found[task].settings = finetune.settings(finetune.parse(argv), Processes())
@@ -149,7 +150,7 @@ def layers(module, kind):
 def bright(by):
     """What brightness makes of black, where it takes it away, or of white"""
     frame = torch.full((1, 1, 2, 2, 3), 0 if by < 0 else 255, dtype=torch.uint8)
-    return augment.augment(frame, None, torch.tensor([[1, by, 1, 1, 0]])).mean().item()
+    return data.augment(frame, None, torch.tensor([[1, by, 1, 1, 0]])).mean().item()
 
 
 PAPER = [
@@ -178,7 +179,7 @@ PAPER = [
     ("4.1, A.2.1", "pixels", 224, lambda s: s.mbs.size),
     ("4.1, A.2.1", "audio, Hz", 48_000, lambda s: s.mbs.rate),
     ("4.1, A.2.1", "range of frames", (-1.0, 1.0), lambda s: tuple(
-        x.item() for x in augment.augment(torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1, 1)).aminmax())),
+        x.item() for x in data.augment(torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1, 1)).aminmax())),
     ("4.1, A.2.1", "video patch", (4, 16, 16), lambda s: tuple(s.mbs.patch)),
     ("4.1, A.2.1", "audio patch", 128, lambda s: s.mbs.audio_patch),
     ("4.1, A.2.1", "words of a caption", 16, lambda s: MBS.words),
@@ -237,7 +238,7 @@ PAPER = [
     ("A.2.5", "positions at 320 pixels", 20, lambda s: len(vatt.resize_table(torch.zeros(14, 2), 320 // 16))),
     ("A.2.5", "clips to test on", 4, lambda s: s.video.settings.windows),
     ("A.2.5", "crops to test on", 3, lambda s: s.video.settings.crops),
-    ("A.2.5", "views to test on", 12, lambda s: s.video.Recipe.windows * s.video.Recipe.crops),
+    ("A.2.5", "views to test on", 12, lambda s: s.video.ClipSpec.windows * s.video.ClipSpec.crops),
 
     ("A.3", "momentum", 0.9, lambda s: s.audio.SGD.momentum),
     ("A.3, published", "learning rate", 0.2, lambda s: s.audio.settings.lr),
@@ -248,9 +249,9 @@ PAPER = [
     ("A.3", "steps", 50_000, lambda s: s.audio.settings.steps),
     ("A.3", "seconds", 6.4, lambda s: s.audio.settings.frames / s.audio.settings.fps),
     ("A.3", "audio, Hz", 24_000, lambda s: s.audio.settings.rate),
-    ("A.3", "samples", 153_600, lambda s: views.Recipe("audio", s.audio.settings.frames, s.audio.settings.fps,
-                                                       rate=s.audio.settings.rate).samples),
-    ("A.3", "Beta of mixup", 5, lambda s: s.audio.Recipe.mixup),
+    ("A.3", "samples", 153_600, lambda s: data.ClipSpec(("audio",), s.audio.settings.frames, s.audio.settings.fps,
+                                                         rate=s.audio.settings.rate).samples),
+    ("A.3", "Beta of mixup", 5, lambda s: s.audio.ClipSpec.mixup),
     ("A.3", "loss weighted by the counts of labels", True, lambda s: s.audio.settings.balance),
 
     ("4.2.3", "times that an image is repeated", 4, lambda s: tokenize.image_clip(torch.zeros(1, 16, 16, 3), 4).shape[1]),
@@ -272,7 +273,7 @@ PAPER = [
     ("A.3.3", "pixels, frames", (224, 32), lambda s: (MBS.size, MBS.frames)),
     ("A.3.3", "frames per second: a stride of 2 at 25 fps", {"youcook2": 25 / 2, "msrvtt": 25 / 2},
      lambda s: evaluate.OFFICIAL_FPS),
-    ("A.3.3", "clips of a video", 4, lambda s: s.retrieve.recipe.windows),
+    ("A.3.3", "clips of a video", 4, lambda s: s.retrieve.vectors.clips.spec.windows),
     ("A.3.3", "clips that cover 10 seconds end at", 10, lambda s: round(index.windows(0.0, 7.44, 4, 12.5)[-1] + 2.56, 6)),
 
     ("A.5, Table 10", "mel bins", 80, lambda s: tokenize.mel_spectrogram(torch.zeros(1, 48_000)).shape[2]),
@@ -303,13 +304,14 @@ OFFICIAL = [
         getattr(s, task).clip_grad_norm_.max_norm)) for task in ("video", "audio", "image")],
     *[(task, "dropout before the classifier", p, lambda s, task=task: getattr(s, task).LinearClassifier.dropout)
       for task, p in {"video": 0.5, "audio": 0.0, "image": 0.5}.items()],
-    *[(task, "share of mirrored clips", 0.5, lambda s, task=task: getattr(s, task).Recipe.flip) for task in ("video", "image")],
+    *[(task, "share of mirrored clips", 0.5, lambda s, task=task: getattr(s, task).ClipSpec.flip)
+      for task in ("video", "image")],
     ("image", "steps of warm-up", 2500, lambda s: finetune.RECIPES["image"]["warmup"]),
     ("audio", "label smoothing", 0, lambda s: s.audio.settings.smoothing),
     ("audio", "windows to test on", 4, lambda s: s.audio.settings.windows),
     ("image", "crops to test on", 1, lambda s: s.image.settings.crops),
-    ("image", "area", (0.08, 1), lambda s: tuple(s.image.Recipe.area)),
-    ("image", "colour", (32 / 255, 0.4, 0.4, 0.2), lambda s: tuple(s.image.Recipe.colour)),
+    ("image", "area", (0.08, 1), lambda s: tuple(s.image.ClipSpec.area)),
+    ("image", "colour", (32 / 255, 0.4, 0.4, 0.2), lambda s: tuple(s.image.ClipSpec.colour)),
     ("linear", "Adam's eps, betas, weight decay", (1e-7, (0.9, 0.999), 0), lambda s: (
         s.linear.Adam.eps, s.linear.Adam.betas, s.linear.Adam.weight_decay)),
     ("linear", "components", 128, lambda s: s.linear.LowRankClassifier.n),

@@ -24,6 +24,7 @@ import data
 import losses
 import pretrain
 import vatt
+from tools import show
 
 HERE = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -264,13 +265,13 @@ def test_a_worker_that_hangs_or_dies_ends_the_run_with_the_name_of_its_file(film
 
 
 def test_a_run_on_shards_goes_on_in_its_folder_and_refuses_shards_that_changed(films, tmp_path, capsys):
-    data.main(["pack", str(films), str(tmp_path / "packed"), "--rate", "8000", "--workers", "1"])
+    show.main(["pack", str(films), str(tmp_path / "packed"), "--rate", "8000", "--workers", "1"])
     argv = ["--data", f"shards={tmp_path / 'packed'}", "--out", str(tmp_path / "run"), *TINY]
     pretrain.main([*argv, "--val", str(films)])
     assert "10 clips to train on" in capsys.readouterr().out
     pretrain.main([*argv, "--val", str(films)])
     shutil.rmtree(tmp_path / "packed")
-    data.main(["pack", str(films), str(tmp_path / "packed"), "--rate", "8000", "--workers", "1", "--crf", "40"])
+    show.main(["pack", str(films), str(tmp_path / "packed"), "--rate", "8000", "--workers", "1", "--crf", "40"])
     (tmp_path / "run" / "results.json").unlink()
     assert "is not what it was" in refused([*argv, "--val", str(films)], capsys)
 

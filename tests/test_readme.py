@@ -8,15 +8,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from films import TINY, folder
 
-import data
 import evaluate
 import finetune
 import pretrain
 from bench import __main__ as bench
+from tools import show
 from weights import __main__ as weights
 
 HERE = Path(__file__).parent.parent
@@ -106,7 +107,8 @@ def known(parser):
 
 
 def test_the_docs_name_flags_that_exist():
-    ours = {flag for script in (pretrain, finetune, evaluate, data, bench, weights) for flag in known(script.flags())}
+    ours = {flag for script in (pretrain, finetune, evaluate, bench, weights) for flag in known(script.flags())}
+    ours |= set(known(show.flags_of_data()))
     torchrun = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
                 "--shutdown-timeout"}
     slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal", "--open-mode"}
@@ -126,7 +128,7 @@ def test_every_command_of_the_docs_can_be_parsed(command):
     if script == "finetune.py":
         finetune.parse(words)
     else:
-        parser = {"pretrain.py": pretrain, "evaluate.py": evaluate, "data.py": data, "bench": bench, "weights": weights}
+        parser = {"pretrain.py": pretrain, "evaluate.py": evaluate, "data.py": SimpleNamespace(flags=show.flags_of_data), "bench": bench, "weights": weights}
         parser[script].flags().parse_args(words)
 
 

@@ -1,4 +1,4 @@
-"""Views of labelled files (views.py): one at random, or several that cover a file; each a pure function of its numbers."""
+"""Views of labelled files (data.py): one at random, or several that cover a file; each a pure function of its numbers."""
 
 import math
 
@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from films import film, image
-from runs import Rank
+from runs import Rank, clips_to_test, clips_to_train
 
+import data
 from sources import index
 from sources.index import Row
-from tools import views
+from tools.embed import Reading
 
-RECIPE = views.Recipe("video", frames=4, fps=10.0, size=16, rate=8000, windows=3, crops=3)
+SPEC = data.ClipSpec(("video",), 4, 10.0, 16, 8000, windows=3, crops=3)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def same(one, other):
 
 
 def test_a_random_view_is_a_function_of_seed_step_and_slot(films):
-    views_of = lambda seed: views.Training(films, 3, RECIPE, 4, seed)
+    views_of = lambda seed: clips_to_train(films, 3, SPEC, 4, seed)
     assert same(views_of(0)[5, 2][0], views_of(0)[5, 2][0])
     assert not same(views_of(0)[5, 2][0], views_of(1)[5, 2][0])
     taken = [views_of(0)[0, slot][0]["path"] for slot in range(4)]
@@ -36,10 +37,10 @@ def test_a_random_view_is_a_function_of_seed_step_and_slot(films):
 
 @pytest.mark.parametrize("cache", [0.0, 1.0])
 def test_test_views_are_windows_times_crops_of_each_file_in_order(films, cache):
-    item, failed = views.Testing(films, 3, RECIPE._replace(cache=cache))[1]
-    assert item["x"].shape == (9, 4, 16, 16, 3)
-    assert (item["number"], item["y"].tolist(), failed) == (1, [0, 1, 0], [])
-    early, late = item["x"][1].astype(int), item["x"][7].astype(int)  # the central crops of the first and the last window
+    item, failed = clips_to_test(films, 3, SPEC._replace(cache=cache))[1]
+    assert item["video"].shape == (9, 4, 16, 16, 3)
+    assert (item["number"], item["labels"].tolist(), failed) == (1, [0, 1, 0], [])
+    early, late = item["video"][1].astype(int), item["video"][7].astype(int)  # central crops of the first, last window
     assert np.abs(early - late).max() > 20
     if not cache:
         with films.open(1) as media:
@@ -49,69 +50,69 @@ def test_test_views_are_windows_times_crops_of_each_file_in_order(films, cache):
 @pytest.mark.parametrize(("h", "w"), [(16, 40), (40, 16), (16, 16)])
 def test_crops_go_from_one_end_of_the_longer_side_to_the_other(h, w):
     x = np.arange(h * w).reshape(1, h, w, 1).repeat(3, 3)
-    first, middle, last = views.crops(x, 16, 3)
+    first, middle, last = data.crops(x, 16, 3)
     assert first.shape == middle.shape == last.shape == (1, 16, 16, 3)
     assert np.array_equal(first, x[:, :16, :16])
     assert np.array_equal(last, x[:, -16:, -16:])
-    assert np.array_equal(middle, views.crops(x, 16, 1)[0])
+    assert np.array_equal(middle, data.crops(x, 16, 1)[0])
 
 
 def test_sound_is_as_long_as_the_frames_and_a_film_without_it_is_counted(films):
-    tests = views.Testing(films, 3, RECIPE._replace(kind="audio"))
-    assert tests[0][0]["x"].shape == (3, 3200)
-    assert tests[3] == (None, [(films.name(3), "no sound")])
-    view, failed = views.Training(films, 3, RECIPE._replace(kind="audio"), 4)[0, 1]
-    assert view["x"].shape == (3200,)
+    tests = clips_to_test(films, 3, SPEC._replace(modalities=("audio",)))
+    assert tests[0][0]["audio"].shape == (3, 3200)
+    assert tests[3] == (None, [(films.name(3), "no audio")])
+    view, failed = clips_to_train(films, 3, SPEC._replace(modalities=("audio",)), 4)[0, 1]
+    assert view["audio"].shape == (3200,)
     for step in range(8):
-        _, more = views.Training(films, 3, RECIPE._replace(kind="audio"), 4)[step, 0]
+        _, more = clips_to_train(films, 3, SPEC._replace(modalities=("audio",)), 4)[step, 0]
         failed = failed + more
-    assert (films.name(3), "no sound") in failed
+    assert (films.name(3), "no audio") in failed
 
 
 def test_an_image_is_one_frame(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     image(tmp_path / "a.png", picture)
     items = index.write(tmp_path / "index", tmp_path, [Row("a.png", 0.0, math.inf, [], (0,))])
-    recipe = RECIPE._replace(kind="image", frames=2, size=20, crops=1)
-    x = views.Testing(items, 1, recipe)[0][0]["x"]
+    spec = SPEC._replace(modalities=("image",), frames=2, size=20, crops=1)
+    x = clips_to_test(items, 1, spec)[0][0]["image"]
     assert x.shape == (1, 20, 20, 3)
     assert np.abs(x[0].astype(int) - picture[:, 5:25]).max() <= 1
-    assert views.Training(items, 1, recipe, 2)[0, 0][0]["x"].shape == (20, 20, 3)
+    assert clips_to_train(items, 1, spec, 2)[0, 0][0]["image"].shape == (20, 20, 3)
 
 
 def test_several_classes_are_several_ones_and_have_the_numbers_that_the_model_knows_them_by(films, tmp_path):
     items = index.write(tmp_path / "index", films.root, [films[0]._replace(labels=(0, 4))])
-    assert views.Testing(items, 5, RECIPE, numbers=[3, 0, 1, 2, 4])[0][0]["y"].tolist() == [0, 0, 0, 1, 1]
-    assert views.Testing(items, 5, RECIPE)[0][0]["y"].tolist() == [1, 0, 0, 0, 1]
+    assert clips_to_test(items, 5, SPEC, numbers=[3, 0, 1, 2, 4])[0][0]["labels"].tolist() == [0, 0, 0, 1, 1]
+    assert clips_to_test(items, 5, SPEC)[0][0]["labels"].tolist() == [1, 0, 0, 0, 1]
 
 
 def test_mixing_shares_are_from_beta_5_5(films):
-    recipe = RECIPE._replace(mixup=5.0, cache=1.0)
-    shares = np.array([views.Training(films, 3, recipe, 4)[step, 0][0]["mix"] for step in range(200)])
+    spec = SPEC._replace(mixup=5.0, cache=1.0)
+    shares = np.array([clips_to_train(films, 3, spec, 4)[step, 0][0]["mix"] for step in range(200)])
     assert abs(shares.mean() - 0.5) < 0.04
     assert abs(shares.var() - 1 / 44) < 0.008
-    assert views.Training(films, 3, RECIPE, 4)[0, 0][0]["mix"] == 1
+    assert clips_to_train(films, 3, SPEC, 4)[0, 0][0]["mix"] == 1
 
 
 def test_every_file_is_tested_once_with_any_number_of_processes(films):
-    numbers = [n for rank in range(3) for batch, _ in views.loader(views.Testing(films, 3, RECIPE), 10, Rank(rank, 3), 0)
+    numbers = [n for rank in range(3) for batch, _ in Reading(Rank(rank, 3), 10).batches(clips_to_test(films, 3, SPEC))
                for n in batch["number"].tolist()]
     assert sorted(numbers) == [0, 1, 2, 3]
 
 
 def test_pixels_reach_minus_one_and_one_and_sound_stays():
     x = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 2, 2, 3)
-    assert views.inputs(x).unique().tolist() == [-1, 1]
-    assert torch.equal(views.inputs(x, torch.tensor([True])), views.inputs(x).flip(2))
+    assert data.inputs(x).unique().tolist() == [-1, 1]
+    assert torch.equal(data.inputs(x, torch.tensor([True])), data.inputs(x).flip(2))
     sound = torch.rand(2, 100)
-    assert views.inputs(sound) is sound
+    assert data.inputs(sound) is sound
 
 
 def test_a_part_shorter_than_a_view_shows_and_sounds_nothing_of_what_comes_after_it(films, tmp_path):
     part = index.write(tmp_path / "index", films.root, [films[0]._replace(start=0.2, end=0.4)])  # two frames, 1600 amplitudes
-    seen = views.Testing(part, 3, RECIPE._replace(windows=1, crops=1))[0][0]["x"][0]
+    seen = clips_to_test(part, 3, SPEC._replace(windows=1, crops=1))[0][0]["video"][0]
     assert np.array_equal(seen[:2], seen[2:])
     assert not np.array_equal(seen[0], seen[1])
-    heard = views.Testing(part, 3, RECIPE._replace(kind="audio", windows=1, crops=1))[0][0]["x"][0]
+    heard = clips_to_test(part, 3, SPEC._replace(modalities=("audio",), windows=1, crops=1))[0][0]["audio"][0]
     assert np.abs(heard[1000:1600]).max() > 0.1
     assert not heard[1600:].any()

@@ -15,9 +15,8 @@ from torch.testing import assert_close
 import evaluate
 import pretrain
 import vatt
-from tools import classifier
-from tools.classifier import Classifier
 from transformer import Size
+from vatt import Classifier
 from weights import bundle, files
 from weights.__main__ import main, preset
 
@@ -69,7 +68,7 @@ def test_a_classifier_of_googles_gives_the_same_logits(converted, kind, shared):
     run, values = converted(tf.finetuned(kind, 5, shared))
     video, audio, _ = tf.clips()
     x = video if kind == "video" else audio
-    assert_close(classifier.load(run)(x), tf.Model(values).logits(x, kind).float(), **CLOSE)
+    assert_close(vatt.load(run)(x), tf.Model(values).logits(x, kind).float(), **CLOSE)
 
 
 def test_layers_and_heads_are_found_from_names_and_shapes(tmp_path, vocabulary):
@@ -163,13 +162,13 @@ def test_sentences_are_embedded_as_googles_model_would(converted, shared, tmp_pa
 @KINDS
 def test_fine_tuning_starts_at_another_size_and_at_the_old_one_from_the_same_z_out(converted, shared):
     run, values = converted(tf.pretrained(shared))
-    config, _ = classifier.pretrained(run)
+    config, _ = vatt.pretrained(run)
     video, audio, text = tf.clips()
     model = Classifier(config, "video", ["a", "b"]).eval()
-    classifier.start_from(model, run)
+    vatt.start_from(model, run)
     assert_close(model.features(video), tf.Model(values).z_out(video, audio, text)[0].float(), **CLOSE)
     larger = Classifier(dataclasses.replace(config, size=3 * tf.PATCH[1], frames=10), "video", ["a", "b"])
-    classifier.start_from(larger, run)
+    vatt.start_from(larger, run)
     assert_close(larger.backbone.e_vertical.mean(0), vatt.load(run).backbones.e_vertical.mean(0))
     larger(torch.rand(2, 10, 24, 24, 3)).sum().backward()
     unused = "x_agg" if shared else None  # the other two modalities' AGG get zeros
@@ -237,8 +236,8 @@ def transformers_vit():
 
 def of_images(run):
     """The run's video tower as fine-tuning on images begins with it: images (B, 3, H, W) -> z_out"""
-    model = Classifier(dataclasses.replace(classifier.pretrained(run)[0], frames=4), "image", ["a"]).eval()
-    classifier.start_from(model, run)
+    model = Classifier(dataclasses.replace(vatt.pretrained(run)[0], frames=4), "image", ["a"]).eval()
+    vatt.start_from(model, run)
     return lambda images: model.features(images.permute(0, 2, 3, 1))
 
 

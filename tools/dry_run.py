@@ -7,9 +7,9 @@
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 import vatt
-from bench import audit
 
 
 def report(gradients, batch: dict, clips: int, steps: int, world: int, waiting: int) -> str:
@@ -20,14 +20,14 @@ def report(gradients, batch: dict, clips: int, steps: int, world: int, waiting: 
     """
     model = gradients.model
     lines = [shapes(batch)]
-    parts = vatt.parts(model)
-    total = sum(parts.values())
-    named = {"tokens": sum(n for part, n in parts.items() if part.startswith("tokens")),
-             **{part: n for part, n in parts.items() if not part.startswith("tokens")}}
+    sizes = parts(model)
+    total = sum(sizes.values())
+    named = {"tokens": sum(n for part, n in sizes.items() if part.startswith("tokens")),
+             **{part: n for part, n in sizes.items() if not part.startswith("tokens")}}
     lines += [f"parameters {total / 1e6:.1f} M: " + ", ".join(f"{part} {n / 1e6:.1f}" for part, n in named.items())]
 
     at_once = min(clips, gradients.chunk or clips)
-    forward, backward = flops(model.config, gradients.drop)
+    forward, backward = cost(model.config, gradients.drop)
     clip = forward * (2 if at_once < clips else 1) + backward
     lines += [f"FLOPs {clip / 1e9:.1f} G a clip, {clip * clips / 1e12:.2f} T a step of each process, "
               f"{clip * clips * world * steps / 1e18:.3g} E in all"]
@@ -55,7 +55,7 @@ def shapes(batch: dict) -> str:
     return "\n".join(f"{name:9} {tuple(x.shape)} {x.dtype}" for name, x in batch.items() if torch.is_tensor(x))
 
 
-def flops(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:
+def cost(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:
     """Of the backbones' matmuls for one clip: forward, backward; on the meta device, where attention is counted too"""
     with torch.device("meta"):
         backbones, keys = vatt.Backbones(config), torch.empty(1, 2, dtype=torch.long)
@@ -63,8 +63,15 @@ def flops(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:
         audio, text = torch.empty(1, config.samples), torch.empty(1, config.captions, config.words, dtype=torch.long)
     run = lambda: sum(z.sum() for z in backbones(video, audio, text, drop, keys))
     with torch.no_grad():
-        forward = audit.flops(run)
-    return forward, audit.flops(lambda: run().backward()) - forward
+        forward = flops(run)
+    return forward, flops(lambda: run().backward()) - forward
+
+
+def flops(run) -> int:
+    """Of the matmuls in the call `run()`, backward ones too; give it tensors on the meta device, where attention is seen"""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def activations(gradients, clip: dict) -> int:
@@ -81,3 +88,16 @@ def activations(gradients, clip: dict) -> int:
     with saved_tensors_hooks(keep, lambda x: x):
         gradients.encode(clip, 0, 0)
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def parts(model: vatt.VATT) -> dict[str, int]:
+    """How many parameters each part of Figure 1 has"""
+    sizes: dict[str, int] = {}
+    for name, p in model.named_parameters():
+        if "transformer" in name:
+            modality = name.removeprefix("backbones.").split(".")[0].removesuffix("transformer").rstrip("_")
+            part = f"{modality or 'shared'} Transformer"
+        else:
+            part = "heads" if name.startswith("heads") else f"tokens: {name.split('.')[1]}"
+        sizes[part] = sizes.get(part, 0) + p.numel()
+    return sizes

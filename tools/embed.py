@@ -1,6 +1,6 @@
-"""Vectors of files in the common spaces, kept in one .npz, and the search for words among moments of films (Section A.3.3).
+"""Vectors of files in the common spaces, kept in one .npz (Section A.3.3).
 
-    space "vt"   films, images, sentences         space "va"   films, images, sounds
+    space "vt"   videos, images, sentences         space "va"   videos, images, audio
 
 A file's vector is the mean of those of its windows; it is normalised after that, so that a dot product is a cosine similarity.
 """
@@ -11,14 +11,15 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
+import data
 import vatt
 from engine import loading
 from engine.errors import printable
@@ -26,109 +27,108 @@ from engine.processes import Processes
 from engine.run import hold, write_whole
 from media import Media, Unreadable
 from sources import index
-from sources.index import Index, Row
+from sources.index import Row
 from sources.labelled import TYPES, Files
-from tools import figures, views
-from weights import files
 
 SPACES = {"video": ("vt", "va"), "image": ("vt", "va"), "audio": ("va",), "text": ("vt",)}  # the first is taken unasked
 
 
-def recipe(config: vatt.Config, kind: str, windows: int = 4, fps: float | None = None) -> views.Recipe:
-    """Central crops of the model's size, `windows` over the file (A.3.3); an image is a film that stands still"""
-    return views.Recipe("audio" if kind == "audio" else "video", config.frames, fps or config.fps, config.size, config.rate,
-                        1 if kind == "image" else windows, 1)
+class Reading(NamedTuple):
+    """How files are read and sent through a model."""
+
+    processes: Processes
+    batch: int = 32                 # views that pass the model at a time
+    workers: int = 0                # processes that decode
+    precision: str = "fp32"         # of the Transformers
+    timeout: float = 600            # seconds that a worker may take for a file
+
+    def batches(self, clips: data.TestDataset, alone: bool = False) -> loading.Batches:
+        """Batches of every file once: this process's share, or all of them where it is `alone`; raises as `eval_batches`"""
+        batch = max(1, self.batch // clips.spec.views)
+        return loading.eval_batches(clips, batch, None if alone else self.processes, self.workers, self.timeout)
 
 
-@torch.no_grad()
-def vectors(model: vatt.Trained, files: Index, rows: range, recipe: views.Recipe, space: str, batch: int, workers: int,
-            precision: str = "fp32") -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
-    """Batch by batch: vectors (B, d) of length 1 of those `rows` of `files`, NaN where unreadable; what failed, and why.
+def vectors(model: vatt.Trained, clips: data.TestDataset, space: str,
+            how: Reading) -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
+    """Batch by batch: vectors (B, d) of length 1 of the files of `clips`, NaN where unreadable; what failed, and why.
 
-    Raises FloatingPointError where the model has no numbers to say, ChildProcessError where a worker died.
+    Raises FloatingPointError where the model gives no numbers, WorkerError where a worker dies or hangs.
     """
-    dataset = views.Testing(files, 0, recipe, rows)
+    modality, = clips.spec.modalities
     width, done = model.config.d_va if space == "va" else model.config.d_vt, 0
-    for part, failed in survived(views.loader(dataset, batch, None, workers), dataset):
-        rows = torch.full((len(failed) + (len(part["x"]) if part else 0), width), math.nan)
-        if part:
-            x = views.inputs(part["x"].flatten(0, 1).to(model.device))
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                z = model.backbones.audio(x) if recipe.kind == "audio" else model.backbones.video(x)
-            z = model.heads.audio(z) if recipe.kind == "audio" else model.heads.video(z)[("va", "vt").index(space)]
-            z = z.unflatten(0, part["x"].shape[:2]).mean(1)
+    embed = lambda batch: model.embed_views(batch[modality], space)
+    for batch, z, failed in vatt.over_files(model, embed, how.batches(clips, alone=True), model.device, how.precision):
+        rows = torch.full((len(failed) + (len(z) if batch else 0), width), math.nan)
+        if batch:
             if not z.isfinite().all():
                 raise FloatingPointError("the run gives vectors that are not finite: name one whose training went well")
-            rows[part["number"] - done] = F.normalize(z, dim=1).float().cpu()
+            rows[batch["number"].cpu() - done] = z.float().cpu()
         done += len(rows)
         yield rows, failed
 
 
-def survived(batches: Iterable, dataset: views.Testing) -> Iterator:
-    """The batches; ChildProcessError, which names the files in hand, where a process that decodes them dies"""
-    try:
-        yield from batches
-    except loading.WorkerError as error:
-        raise ChildProcessError(f"{error}: move them away, and try again") from None
+def shares(rows: torch.Tensor, total: int, processes: Processes) -> torch.Tensor:
+    """What each process has, rows rank, rank + world, .. of all -> all of them, (total, d)"""
+    table = torch.empty(total, rows.shape[1])
+    for rank, part in enumerate(processes.collect(rows)):
+        table[rank :: processes.world] = part
+    return table
 
 
-@torch.no_grad()
-def sentences(model: vatt.Trained, texts: list[str], batch: int = 256) -> torch.Tensor:
-    """Vectors of sentences in the space "vt", of length 1: (N, d_vt)"""
-    ids = torch.tensor([model.vocabulary.encode(text, model.config.words) for text in texts])
-    parts = [model.heads.text(model.backbones.text(part[None].to(model.device)))[0].float().cpu() for part in ids.split(batch)]
-    return F.normalize(torch.cat(parts), dim=1)
+class Wanted(NamedTuple):
+    """What is to be embedded."""
+
+    source: Path                    # a folder of media, or a text file of sentences
+    kind: str | None = None         # "video", "audio", "image" or "text"; None: what most files are
+    space: str | None = None        # None: the first of the kind's SPACES
+    seconds: float | None = None    # videos in moments of that length, each overlapping half of the next
+    windows: int = 4                # of a file, or of a moment
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# embed
+def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
+    """Write `out`: ids (N,), vectors (N, d) of length 1, times (N, 2) in seconds, space, kind, source, unreadable (M,).
 
-def embed(run: Path, source: Path, out: Path, kind: str | None, space: str | None, seconds: float | None, windows: int,
-          batch: int, workers: int, precision: str, processes: Processes) -> None:
-    """Writes `out`: ids (N,), vectors (N, d) of length 1, times (N, 2) in seconds, space, kind, source, unreadable (M,).
-
-    `source`: a folder of films, sounds or images, by their paths in order, or a text file, by its lines. `seconds`: films in
-    moments of that length, each overlapping half of the next. What is done stays beside `out` until all is, so that the same
-    command goes on. ValueError, with the remedy, for what cannot be.
+    Of a folder, ids are the paths of its files in order; of a text file, its lines. What is done stays beside `out` until all
+    is, so that the same command goes on. ValueError, with the remedy, for what cannot be.
     """
+    processes, source = how.processes, wanted.source
     if out.suffix != ".npz":
         raise ValueError(f"{out}: the name of the file to write ends in .npz")
-    model = vatt.load(run).to(processes.device)
-    kind, items, ids, problems = contents(source, kind, seconds)
-    space = space or SPACES[kind][0]
+    model = vatt.load_as(vatt.Trained, run).to(processes.device)
+    kind, rows, ids, problems = contents(source, wanted.kind, wanted.seconds)
+    space = wanted.space or SPACES[kind][0]
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
-    windows = windows if kind in ("video", "audio") else 1
-    paths = dict.fromkeys(source / row.path for row in items)
-    changed = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
-    key = digest(weights_of(model), kind, space, windows, changed, *zip(ids, items, strict=True))
+    windows = wanted.windows if kind in ("video", "audio") else 1
+    changed = file_states(source / path for path in dict.fromkeys(row.path for row in rows))
+    key = digest(weights_digest(model), kind, space, windows, changed, *zip(ids, rows, strict=True))
     if out.is_file() and read(out)["key"] == key:
         return processes.print(f"{out} holds all {len(ids)} already")
-    mine = range(processes.rank, len(ids), processes.world)
+    mine = np.arange(processes.rank, len(ids), processes.world)
     kept = Partial(out, processes, model.config.d_va if space == "va" else model.config.d_vt, key, len(mine))
-    unit = f"moments of {seconds:g} s" if seconds and kind == "video" else "sentences" if kind == "text" else f"{kind} files"
-    processes.print(f"{source}: {len(ids)} {unit}, {windows} windows each, space {space}; {kept.rows} done before")
-    if kind == "text":
-        texts = [ids[i] for i in mine][kept.rows :]
-        steps = ((sentences(model, texts[i : i + batch]), []) for i in range(0, len(texts), batch))
-    else:
-        scratch = tempfile.TemporaryDirectory()
-        files = index.write(Path(scratch.name) / "index", source, items)
-        steps = vectors(model, files, mine[kept.rows :], recipe(model.config, kind, windows), space, batch, workers, precision)
-    pause = 0.5 if sys.stderr.isatty() else 30
-    with tqdm(total=len(mine), initial=kept.rows, mininterval=pause, disable=not processes.first) as bar:
-        for rows, failed in steps:
-            kept.add(rows)
-            bar.update(len(rows))
-            problems += [printable(f"{path}: {reason}") for path, reason in failed]
-    parts = processes.collect(kept.read())
+    left = mine[kept.rows :]
+    unit = (f"moments of {wanted.seconds:g} s" if wanted.seconds and kind == "video" else
+            "sentences" if kind == "text" else f"{kind} files")
+    processes.print(f"{source}: {len(ids)} {unit}, {windows} window{'s' * (windows > 1)} each, space {space}; "
+                    f"{kept.rows} done before")
+    with tempfile.TemporaryDirectory() as scratch:
+        if kind == "text":
+            parts = ((model.embed_texts([ids[i] for i in left[k : k + how.batch]]), []) for k in range(0, len(left), how.batch))
+        else:
+            listed = data.Source(index.write(Path(scratch) / "index", source, rows), left)
+            spec = model.spec("audio" if kind == "audio" else "video", windows)  # an image is a video that stands still
+            parts = vectors(model, data.TestDataset([listed], spec), space, how)
+        pause = 0.5 if sys.stderr.isatty() else 30
+        with tqdm(total=len(mine), initial=kept.rows, mininterval=pause, disable=not processes.first) as bar:
+            for z, failed in parts:
+                kept.add(z)
+                bar.update(len(z))
+                problems += [printable(f"{path}: {reason}") for path, reason in failed]
+    table = shares(torch.from_numpy(kept.read()), len(ids), processes).numpy()
     problems = [line for part in processes.collect(problems) for line in part]
     if processes.first:
-        table = np.empty((len(ids), kept.width), np.float32)
-        for rank, part in enumerate(parts):
-            table[rank :: processes.world] = part
         good = ~np.isnan(table[:, 0])
-        names, times = np.array(ids, str), np.array([item[1:3] for item in items])
+        names, times = np.array(ids, str), np.array([(row.start, row.end) for row in rows])
         write_whole(out, lambda file: np.savez(file, ids=names[good], vectors=table[good], times=times[good], space=space,
                                                kind=kind, unreadable=names[~good], source=str(source), key=key))
         for line in list(dict.fromkeys(problems))[:10]:
@@ -149,11 +149,11 @@ def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str
             raise ValueError(f"{source} holds no sentence" if not texts else f"--kind {kind}: {source} is a text file")
         return "text", [Row("", 0.0, math.inf, [])] * len(texts), texts, problems
     if not source.is_dir():
-        raise ValueError(f"there is no {source}: name a folder of films, sounds or images, or a text file")
+        raise ValueError(f"there is no {source}: name a folder of videos, audio or images, or a text file")
     files = Files(source, problems)
     kinds = [TYPES[os.path.splitext(path)[1].lower()] for path in files.media]
     if not kinds:
-        raise ValueError(f"{source} holds no film, sound or image")
+        raise ValueError(f"{source} holds no video, audio or image")
     if kind is None:
         kind = max(set(kinds), key=lambda k: (kinds.count(k), k))
         if kinds.count(kind) < len(kinds):
@@ -169,7 +169,7 @@ def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str
 
 
 def moments(source: Path, paths: list[str], seconds: float, problems: list[str]) -> tuple[list[Row], list[str]]:
-    """Films in parts of `seconds` that overlap by half, the last one at the end; ids are the films' paths"""
+    """Videos in parts of `seconds` that overlap by half, the last one at the end; ids are the videos' paths"""
     items, ids = [], []
     for path in paths:
         try:
@@ -183,7 +183,7 @@ def moments(source: Path, paths: list[str], seconds: float, problems: list[str])
                   for start in (last * i / max(1, steps) for i in range(steps + 1))]
         ids += [path] * (steps + 1)
     if not items:
-        raise ValueError(f"none of the {len(paths)} films below {source} can be read, first {problems[-1]}")
+        raise ValueError(f"none of the {len(paths)} videos below {source} can be read, first {problems[-1]}")
     return items, ids
 
 
@@ -215,7 +215,7 @@ class Partial:
         return np.fromfile(self.path, "<f4").reshape(-1, self.width)
 
     def remove(self) -> None:
-        """When `out` is whole"""
+        """Delete it, when `out` is whole."""
         self.path.unlink()
         self.head.unlink()
 
@@ -229,9 +229,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not of this program ({error}): name another file") from None
 
 
-def weights_of(model: torch.nn.Module) -> str:
+def weights_digest(model: torch.nn.Module) -> str:
     """A digest of all weights: vectors of two models must not stand in one file"""
-    return digest(*(hashlib.sha256(w.cpu().numpy().tobytes()).hexdigest() for w in model.state_dict().values()))
+    return digest(*((name, hashlib.sha256(w.cpu().numpy().tobytes()).hexdigest()) for name, w in model.state_dict().items()))
+
+
+def file_states(paths) -> list[tuple[int, int] | None]:
+    """(size, time of the last change) of each file, None where it is not there: what a cache must know of files"""
+    return [(path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None for path in paths]
 
 
 def digest(*things) -> str:
@@ -240,49 +245,3 @@ def digest(*things) -> str:
     for thing in things:
         total.update(repr(thing).encode("utf-8", "backslashreplace"))
     return total.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# search
-
-def search(run: Path, words: str, source: Path, out: Path, top: int, batch: int, workers: int, precision: str,
-           processes: Processes) -> None:
-    """Prints the moments of the films in a folder that are nearest to the words, and draws them to `out`.
-
-    A moment is as long as a clip of the model; no two of those printed overlap. Their vectors are kept in the run's folder.
-    """
-    model = vatt.load(run).to(processes.device)
-    unknown = [word for word in model.vocabulary.split(words) if word not in model.vocabulary.ids]
-    if len(unknown) == len(model.vocabulary.split(words)):
-        raise ValueError(f"{run} knows no word of {words!r}: it knows those in its vocabulary.txt")
-    if unknown:
-        processes.print(f"not in the run's vocabulary, and so of no use: {', '.join(unknown)}")
-    table = files.folder(run) / f"moments-{digest(str(source.resolve()))[:8]}.npz"
-    embed(run, source, table, "video", "vt", model.config.frames / model.config.fps, 1, batch, workers, precision, processes)
-    if not processes.first:
-        return
-    found = read(table)
-    if not len(found["ids"]):
-        raise ValueError(f"no film below {source} can be read: name a folder that holds some")
-    cosines = torch.from_numpy(found["vectors"]) @ sentences(model, [words])[0]
-    best = apart(cosines.tolist(), found["ids"].tolist(), found["times"].tolist(), top)
-    print(f"\n{words!r}: the best of {len(cosines)} moments in {len(set(found['ids'].tolist()))} films; their median cosine is "
-          f"{cosines.median():.2f}\n\n cosine   seconds        film")
-    shown = []
-    for i in best:
-        name, (start, end) = str(found["ids"][i]), found["times"][i].tolist()
-        print(f"{cosines[i]:7.2f}{start:9.1f} - {end:<8.1f}{printable(name)}")
-        shown.append((source / name, start, end, f"{cosines[i]:.2f}  {printable(name)}  {start:.1f} - {end:.1f} s"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"\n{figures.contact_sheet(shown, words, out)}")
-
-
-def apart(scores: list[float], films: list[str], times: list[list[float]], top: int) -> list[int]:
-    """The numbers of the `top` best moments, the best first, none of which overlaps a better one of its film"""
-    chosen: list[int] = []
-    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
-        if len(chosen) == top:
-            break
-        if all(films[i] != films[j] or times[i][0] >= times[j][1] or times[j][0] >= times[i][1] for j in chosen):
-            chosen.append(i)
-    return chosen

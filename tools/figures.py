@@ -1,7 +1,6 @@
-"""Pictures of a run, where matplotlib is installed: `python -m tools.figures runs/demo`."""
+"""Pictures of a run and its scores, where matplotlib is installed."""
 
 import json
-import sys
 from pathlib import Path
 
 
@@ -17,13 +16,10 @@ def pyplot():
     return matplotlib.pyplot
 
 
-def curves(run: Path) -> str:
-    """Writes curves.png: both losses beside chance, cosines of positive and negative pairs, held-out R@10.
-
-    -> the end of a sentence: that it was written, or what to install.
-    """
+def curves(run: Path) -> bool:
+    """Write curves.png: both losses beside chance, cosines of pairs, held-out R@10; False without matplotlib."""
     if not (plt := pyplot()):
-        return " (pip install matplotlib draws curves.png too)"
+        return False
     from losses import at_chance
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -52,13 +48,13 @@ def curves(run: Path) -> str:
             axis.legend(fontsize=8)
     figure.savefig(run / "curves.png", dpi=110)
     plt.close(figure)
-    return ", curves.png"
+    return True
 
 
-def confusion(counts: list[list[int]], classes: list[str], path: Path) -> str:
-    """Writes a confusion matrix: rows are the true classes, in shares of each; -> its path, or what to install"""
+def confusion(counts: list[list[int]], classes: list[str], path: Path) -> bool:
+    """Write a confusion matrix: rows are the true classes, in shares of each; False without matplotlib."""
     if not (plt := pyplot()):
-        return "pip install matplotlib draws the confusion matrix too"
+        return False
     n = len(classes)
     share = [[x / max(sum(row), 1) for x in row] for row in counts]
     side = min(40, 3 + 0.22 * n)
@@ -76,14 +72,13 @@ def confusion(counts: list[list[int]], classes: list[str], path: Path) -> str:
     figure.colorbar(picture, label="share of the class", shrink=0.6)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    return str(path)
+    return True
 
 
-def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, path: Path, frames: int = 6) -> str:
-    """Draws moments (film, start, end in seconds, what is written above it), a row of frames each; -> its path, or what to
-    install"""
+def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, path: Path, frames: int = 6) -> bool:
+    """Draw moments (video, start, end in seconds, what is written above it), a row of frames each; False without matplotlib."""
     if not (plt := pyplot()):
-        return "pip install matplotlib draws these moments too"
+        return False
     from media import Media
 
     rows = []
@@ -102,10 +97,4 @@ def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, pat
     figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    return str(path)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "metrics.jsonl").is_file():
-        sys.exit("usage: python -m tools.figures RUN, a folder with metrics.jsonl such as runs/demo")
-    print(sys.argv[1] + curves(Path(sys.argv[1])))
+    return True

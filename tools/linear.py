@@ -4,8 +4,6 @@
 """
 
 import contextlib
-import hashlib
-import os
 import signal
 import sys
 import zipfile
@@ -18,14 +16,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import data
 import losses
+import vatt
 from engine import arguments, loop
 from engine.errors import fail, printable, user_errors
-from engine.processes import GracefulShutdown, Processes, Stopped
+from engine.processes import GracefulShutdown, Stopped
 from engine.run import load_weights, write_whole
 from engine.sampling import Sampler, generator
-from tools import views
-from tools.classifier import Classifier
+from tools.embed import Reading, digest, file_states, weights_digest
 
 
 def train(task) -> tuple[dict, loop.FailureBudget]:
@@ -39,9 +38,9 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
         if task.state:  # the features are those of the backbone that was saved
             load_weights(model, task.state["model"], str(task.run.out))
         # Official: one central view of a clip to train on (the paper is silent).
-        central = task.views._replace(windows=1, crops=1)
-        known, test = (features(model, task.files(rows, recipe), task.run.out / name, processes, s) for rows, recipe, name in (
-            (task.data.train, central, "features-train.npz"), (task.data.test, task.views, "features-test.npz")))
+        how, central = Reading(processes, s.batch, s.workers, timeout=s.timeout), task.spec._replace(windows=1, crops=1)
+        known, test = (features(model, task.files(rows, spec), task.run.out / name, how) for rows, spec, name in (
+            (task.data.train, central, "features-train.npz"), (task.data.test, task.spec, "features-test.npz")))
         bad = loop.FailureBudget(s.max_bad)
         bad.add(len(known.z), known.failed)
         if bad.too_many:
@@ -80,68 +79,59 @@ class Features(NamedTuple):
     failed: list[tuple[str, str]]
 
 
-@torch.no_grad()
-def features(model: Classifier, dataset: views.Testing, cached: Path, processes: Processes, settings) -> Features:
-    """z_out of all views of the files of `dataset`, from the file `cached` where that is of these weights, files and views.
+def features(model: vatt.Classifier, clips: data.TestDataset, cached: Path, how: Reading) -> Features:
+    """z_out of all views of the files of `clips`, from the file `cached` where that is of these weights, files and views.
 
-    settings: batch, workers, timeout. ValueError where no file can be read.
+    ValueError where no file can be read.
     """
-    digest = hashlib.sha256(repr((dataset.recipe._replace(cache=0.0), model.precision)).encode())
-    for k in dataset.rows:
-        with contextlib.suppress(OSError):
-            status = os.stat(dataset.index.name(k))
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-        digest.update(repr((dataset.index.name(k), dataset.index[k])).encode("utf-8", "surrogateescape"))
-    for name, weight in model.backbone.state_dict().items():
-        digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    listed = [clips.row(i) for i in range(len(clips))]
+    names = [index.name(number) for index, number in listed]
+    key = digest(clips.spec._replace(cache=0.0), model.precision, weights_digest(model.backbone),
+                 file_states(map(Path, names)), names, [index[number] for index, number in listed])
     rows, failed = {}, []
     broken = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
     with contextlib.suppress(*broken), np.load(cached, allow_pickle=False) as saved:  # else they are computed anew
-        if str(saved["digest"]) == digest.hexdigest():
+        if str(saved["digest"]) == key:
             z, y, number, bad = (saved[name] for name in ("z", "y", "number", "failed"))
             rows = dict(zip(number.tolist(), zip(torch.from_numpy(z), torch.from_numpy(y), strict=True), strict=True))
             failed = [(str(path), str(reason)) for path, reason in bad]
     unread = {path for path, _ in failed}
-    left = [i for i, k in enumerate(dataset.rows) if i not in rows and dataset.index.name(k) not in unread]
+    left = [i for i, name in enumerate(names) if i not in rows and name not in unread]
     if left:
-        stopped = compute(model, dataset, left, cached.stem, processes, settings, rows, failed)
-        rows = {i: row for part in processes.collect(rows) for i, row in part.items()}
-        failed = sorted({tuple(pair) for part in processes.collect(failed) for pair in part})
-        if processes.first and rows:
+        stopped = compute(model, clips.part(left), left, cached.stem, how, rows, failed)
+        rows = {i: row for part in how.processes.collect(rows) for i, row in part.items()}
+        failed = sorted({tuple(pair) for part in how.processes.collect(failed) for pair in part})
+        if how.processes.first and rows:
             write_whole(cached, lambda file: np.savez(
-                file, digest=digest.hexdigest(), number=np.array(sorted(rows)), z=np.stack([rows[i][0] for i in sorted(rows)]),
+                file, digest=key, number=np.array(sorted(rows)), z=np.stack([rows[i][0] for i in sorted(rows)]),
                 y=np.stack([rows[i][1] for i in sorted(rows)]), failed=np.array(failed, dtype=str).reshape(-1, 2)))
-        processes.wait()
+        how.processes.wait()
         if stopped:
-            processes.print(f"stopped with {len(rows)} of {len(dataset)} files in {cached}; the same command goes on")
+            how.processes.print(f"stopped with {len(rows)} of {len(clips)} files in {cached}; the same command goes on")
             sys.exit(stopped)
     if not rows:
-        raise ValueError(f"none of the {len(dataset)} files could be read, first {failed[0][0]}: {failed[0][1]}" if failed
+        raise ValueError(f"none of the {len(clips)} files could be read, first {failed[0][0]}: {failed[0][1]}" if failed
                          else "there are no files to compute features of")
     number = sorted(rows)
     return Features(torch.stack([rows[i][0] for i in number]), torch.stack([rows[i][1] for i in number]), torch.tensor(number),
                     failed)
 
 
-def compute(model: Classifier, dataset: views.Testing, left: list[int], title: str, processes: Processes, settings,
-            rows: dict, failed: list) -> int:
-    """Add this process's share of the files `left` to `rows`, number -> (z, y), or `failed` -> 0, or a signal's code."""
-    files = views.Testing(dataset.index, dataset.classes, dataset.recipe, [dataset.rows[i] for i in left], dataset.numbers)
-    files.in_flight = dataset.in_flight
-    model.eval()
-    batches = views.loader(files, settings.batch, processes, settings.workers, settings.timeout)
+def compute(model: vatt.Classifier, clips: data.TestDataset, left: list[int], title: str, how: Reading, rows: dict,
+            failed: list) -> int:
+    """Add this process's share of the files `left` to `rows`, number -> (z, y), or to `failed` -> 0, or a signal's code."""
+    processes = how.processes
+    views = lambda batch: vatt.each_view(model.features, batch[model.kind])
     processes.shutdown = shutdown = GracefulShutdown(processes.first)
     quiet = not (processes.first and sys.stderr.isatty())
     try:
         with tqdm(total=len(left), desc=title, unit="file", disable=quiet) as bar:
-            for found, bad in batches:
+            for batch, z, bad in vatt.over_files(model, views, how.batches(clips), processes.device):
                 failed += bad
-                bar.update(processes.world * (len(bad) + (0 if found is None else len(found["number"]))))
-                if found is not None:
-                    x = views.inputs(found["x"].flatten(0, 1).to(processes.device))
-                    z = model.features(x).float().cpu().unflatten(0, found["x"].shape[:2])
-                    rows.update((left[i], (zi.clone(), yi.clone()))
-                                for i, zi, yi in zip(found["number"].tolist(), z, found["y"], strict=True))
+                bar.update(processes.world * (len(bad) + (len(z) if batch else 0)))
+                if batch:
+                    rows.update((left[i], (zi.clone(), yi.clone())) for i, zi, yi in zip(
+                        batch["number"].tolist(), z.float().cpu(), batch["labels"].cpu(), strict=True))
     except Stopped:
         return shutdown.code or 128 + signal.SIGTERM
     finally:
@@ -160,7 +150,7 @@ def batches(found: Features, batch: int, seed: int, first: int, steps: int,
         yield {"z": z[k, v], "y": y[k], "path": [str(i) for i in found.number[k].tolist()]}, []
 
 
-def gradients(model: Classifier, batch: dict, step: int, settings) -> dict[str, torch.Tensor]:
+def gradients(model: vatt.Classifier, batch: dict, step: int, settings) -> dict[str, torch.Tensor]:
     """The loss and the norm of the classifier, scalars; gradients of the sampled components are left in it (A.3.2)."""
     U, V = model.classifier.U, model.classifier.V
     draws = generator(settings.seed, step, 1)
@@ -173,7 +163,7 @@ def gradients(model: Classifier, batch: dict, step: int, settings) -> dict[str, 
 
 
 @torch.no_grad()
-def logits(model: Classifier, found: Features) -> torch.Tensor:
+def logits(model: vatt.Classifier, found: Features) -> torch.Tensor:
     """What the classifier says of all views of each file together.  (N, C), on the CPU"""
     was_training = model.training
     model.eval()
@@ -183,7 +173,7 @@ def logits(model: Classifier, found: Features) -> torch.Tensor:
     return together.float().cpu()
 
 
-def fit_svm(model: Classifier, found: Features, c: float, seed: int) -> None:
+def fit_svm(model: vatt.Classifier, found: Features, c: float, seed: int) -> None:
     """A linear SVM on standardised features of all views (A.4), written into the model's linear classifier."""
     try:
         from sklearn.preprocessing import StandardScaler

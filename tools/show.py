@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,8 +14,7 @@ import vatt
 from engine import loading
 from engine.errors import TooManyBad, fail, printable, user_errors
 from engine.sampling import Sampler
-from sources import index, layouts
-from tools import augment
+from sources import check, index, layouts, pack
 from tools.figures import pyplot
 
 COLUMNS = 8             # pictures of a clip
@@ -43,25 +43,25 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         kind, root = layouts.parse_source(args.path)
         layouts.list_files(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
         rows = index.Index(Path(scratch) / "index")
-        recipe, words = of_run(args.run) if args.run else (data.Recipe(), None)
+        spec, words = of_run(args.run) if args.run else (data.ClipSpec(noise=0.01), None)
         if not (plt := pyplot()):
             raise ValueError("show needs matplotlib: pip install matplotlib")
         words = words or vatt.tokenize.Vocabulary.build(itertools.islice(rows.texts(), ENOUGH))
-        source = data.Source(rows, index.held_out(rows, share=0, least=0))
-        clips = data.Clips([source], Sampler([len(rows)], [1.0], args.clips, args.seed), recipe, words, args.seed)
+        sampler = Sampler([len(rows)], [1.0], args.clips, args.seed)
+        clips = data.TrainDataset([data.Source.to_train(rows)], sampler, spec, args.seed, vocabulary=words)
         try:
             batch, failed = loading.collate([clips[0, slot] for slot in range(args.clips)])
         except TooManyBad as e:
             fail(3, printable(str(e)))
         figure, axes = plt.subplots(2 * args.clips, 2, figsize=(18, 2.4 * args.clips), height_ratios=[4, 1] * args.clips,
                                     width_ratios=[COLUMNS, 4], layout="constrained", squeeze=False)
-        seen = (augment.augment(batch["video"], batch["flip"], batch["colour"]) + 1) / 2
-        at = torch.linspace(0, recipe.frames - 1, min(COLUMNS, recipe.frames)).long()
+        seen = (data.augment(batch["video"], batch["flip"], batch["colour"]) + 1) / 2
+        at = torch.linspace(0, spec.frames - 1, min(COLUMNS, spec.frames)).long()
         for i, (path, text, said) in enumerate(zip(batch["path"], batch["text"], batch["has_text"], strict=True)):
             (pictures, beside), (sound, nothing) = axes[2 * i : 2 * i + 2]
             pictures.imshow(torch.cat(list(seen[i, at]), 1).numpy())
             sound.plot(batch["audio"][i].numpy(), lw=0.4)
-            sound.set(xlim=(0, recipe.samples), ylim=(-1, 1))
+            sound.set(xlim=(0, spec.samples), ylim=(-1, 1))
             lines = [" ".join(words.words[k] for k in row if k) for row in text[said].tolist()]
             lines = [Path(path).name, "", *(lines or ["(no captions)"]), *([] if batch["has_audio"][i] else ["(no sound)"])]
             beside.text(0, 1, printable("\n".join(lines)).replace("\ufffd", "\n"), va="top", fontsize=9, parse_math=False)
@@ -71,16 +71,32 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         plt.close(figure)
     for path, reason in failed:
         print(f"unreadable, another clip in its place: {printable(path)}: {reason}")
-    print(f"{args.out}: {args.clips} of {len(rows)} clips, {recipe.frames} pictures at {recipe.fps:g} a second, of which "
+    print(f"{args.out}: {args.clips} of {len(rows)} clips, {spec.frames} pictures at {spec.fps:g} a second, of which "
           f"{len(at)} are shown")
 
 
-def of_run(run: Path) -> tuple[data.Recipe, "vatt.tokenize.Vocabulary"]:
-    """The recipe and the words of a run"""
+def of_run(run: Path) -> tuple[data.ClipSpec, "vatt.tokenize.Vocabulary"]:
+    """The spec and the words of a run"""
     try:
         s = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
-        recipe = data.Recipe(s["frames"], s["fps"], s["size"], s["rate"], round(s["frames"] / s["fps"] * s["rate"]),
+        spec = data.ClipSpec(frames=s["frames"], fps=s["fps"], size=s["size"], rate=s["rate"],
                              area=tuple(s["area"]), colour=tuple(s["colour"]), noise=s["noise"])
-        return recipe, vatt.vocabulary(run)
+        return spec, vatt.vocabulary(run)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"--run {run} is no run of pretrain.py ({e})") from None
+
+
+def flags_of_data() -> argparse.ArgumentParser:
+    """The command line of `python data.py pack | check | show`"""
+    p = argparse.ArgumentParser(description="Videos, outside of training: pack them, check them, look at them.")
+    commands = p.add_subparsers(required=True)
+    for command in (pack, check, sys.modules[__name__]):
+        command.flags(commands)
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one of the commands of data.py."""
+    p = flags_of_data()
+    args = p.parse_args(argv)
+    args.command(p, args)

@@ -9,8 +9,7 @@ import torch
 import vatt
 from engine.errors import user_errors
 from engine.run import Run, write_text
-from tools import classifier
-from tools.classifier import Classifier
+from vatt import Classifier
 from weights import bundle, files, vit
 from weights.released import Released
 
@@ -106,7 +105,7 @@ def preset(c: vatt.Config) -> str:
 def export(args: argparse.Namespace) -> None:
     """The Transformer of a run -> a file of another library"""
     folder = args.run.parent if args.run.suffix == ".safetensors" else args.run
-    config = classifier.pretrained(args.run)[0]
+    config = vatt.pretrained(args.run)[0]
     weights = {name.removeprefix("backbones.").removeprefix("backbone."): w for name, w in files.of_run(args.run).items()}
     c = getattr(config, args.modality)
     tensors = vit.to_image(weights, args.to, config.patch, args.modality)

@@ -73,7 +73,6 @@ def of_run(run: Path) -> dict[str, torch.Tensor]:
     raise ValueError(f"{run} holds no checkpoint that can be read: train it first, or name another run")
 
 
-def share(model: torch.nn.Module, run: Path) -> str:
+def share(model: torch.nn.Module, run: Path) -> None:
     """Writes the run's model.safetensors, in fp32; weights that two parts share stand in it once"""
     write(run / "model.safetensors", {name: w.detach().float() for name, w in model.state_dict().items()})
-    return ", model.safetensors"
