@@ -190,7 +190,8 @@ class TestDataset(ClipDataset):
     def part(self, items: list[int]) -> "TestDataset":
         """The same of these items alone, of a data set with one source"""
         part = copy.copy(self)
-        part.sources = [self.sources[0]._replace(held=self.sources[0].held[items])]
+        source, = self.sources
+        part.sources = [Source(source.index, source.held[items])]
         part.ends = np.array([len(items)])
         return part
 

@@ -128,7 +128,8 @@ def test_every_command_of_the_docs_can_be_parsed(command):
     if script == "finetune.py":
         finetune.parse(words)
     else:
-        parser = {"pretrain.py": pretrain, "evaluate.py": evaluate, "data.py": SimpleNamespace(flags=show.flags_of_data), "bench": bench, "weights": weights}
+        parser = {"pretrain.py": pretrain, "evaluate.py": evaluate, "bench": bench, "weights": weights,
+                  "data.py": SimpleNamespace(flags=show.flags_of_data)}
         parser[script].flags().parse_args(words)
 
 
