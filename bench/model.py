@@ -1,10 +1,5 @@
 """Training steps against the clock: `python -m bench model`. Each part gives rows, one a contender.
 
-    encoder     a training step (forward, backward) of the preset's video Transformer at N tokens; beside it the same encoder
-                from timm, Hugging Face transformers (VideoMAE, SDPA) and torch.nn: same sizes, tokens, precision, no dropout
-    droptoken   the same for the video tower from raw frames on, at each drop rate (Section 3.1.1), beside the ideal from FLOPs
-    step        the whole step of pre-training: three towers, heads, losses, Adam
-
 All contenders of a part take turns, one step each, so that whatever else the machine does hits them alike; times are medians.
 A plain matmul takes its turn too: what it reaches is what "of matmul" (MFU) is a share of. FLOPs are those of the matmuls that
 the model needs, forward and backward; what is computed twice (recompute, chunk) takes time and counts once.
@@ -36,11 +31,6 @@ from tools.figures import pyplot
 from transformer import Size, Transformer
 
 NONE = Size(layers=0, d=8, d_mlp=8, heads=1)  # a tower that is not measured
-TITLES = {
-    "encoder": "forward and backward of the video Transformer, {tokens} tokens and AGG, batch {batch}",
-    "droptoken": "forward and backward of the video tower from raw frames, {tokens} tokens and AGG, batch {batch}",
-    "step": "whole step of pre-training, batch {batch}, video, audio and captions, {chunk} clips at once",
-}
 
 
 def flags(commands, common: argparse.ArgumentParser) -> None:
@@ -115,7 +105,8 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, device_name: str) 
     for part, measure in PARTS.items():
         if part in parts:
             found = measure(setting)
-            print(f"\n{part}: {TITLES[part].format(**found[0])}\n{report(found)}", flush=True)
+            of = f", N = {found[0]['tokens']}" if "tokens" in found[0] else ""
+            print(f"\n{part}{of}: {measure.__doc__}\n{report(found)}", flush=True)
             if part == "droptoken" and args.picture:
                 draw(found, args.picture, device_name)
             rows += found
@@ -278,7 +269,7 @@ def learning(module: nn.Module, forward: Callable, s: Setting) -> Callable:
 
 
 def encoder_part(s: Setting) -> list[dict]:
-    """The video Transformer alone at N tokens, beside those of other libraries"""
+    """Forward and backward of the video Transformer at N tokens, beside other libraries': same sizes, precision, no dropout"""
     size, runs = s.config.video, {}
     x = torch.randn(s.batch, s.tokens, size.d, device=s.device)
     for name, flop in contenders(size, s.batch, s.tokens).items():
@@ -291,7 +282,7 @@ def encoder_part(s: Setting) -> list[dict]:
 
 
 def droptoken_part(s: Setting) -> list[dict]:
-    """The video tower from raw frames on, at each drop rate; cost and ideal are shares of the step without DropToken"""
+    """Forward and backward of the video tower from raw frames on, at each drop rate (3.1.1), beside the ideal from FLOPs"""
     config = dataclasses.replace(s.config, audio=NONE, text=NONE, shared=False, vocabulary=3, dropout=0.0)
     shape, keys, drops = (s.batch, config.frames, config.size, config.size, 3), torch.arange(s.batch), sorted({0.0, *s.drop})
     with torch.device("meta"):
@@ -309,7 +300,7 @@ def droptoken_part(s: Setting) -> list[dict]:
 
 
 def step_part(s: Setting) -> list[dict]:
-    """The whole step of pre-training on made-up clips, with the preset's dropout, at each drop rate; finds `batch="max"`"""
+    """The whole step of pre-training on made-up clips: three towers, heads, losses, Adam; at each drop rate"""
     with torch.device("meta"):
         still, one = vatt.Backbones(s.config), clips(s.config, 1, torch.device("meta"))
         flop = {d: flops(lambda d=d: sum(z.sum() for z in still(
