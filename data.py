@@ -154,6 +154,7 @@ class TrainDataset(ClipDataset):
         row, own = index[number], s._replace(modalities=("video",)) if s.control == "audio" else s
         with self.reader.open(*index.media(number)) as media:
             start = random_start(rng, row, media.duration, s)
+            # Paper: an area and an aspect, as of Inception (A.2.1; official: its default is a scaled frame and a square of it).
             clip = read_clip(media, row, start, own, lambda w, h: random_box(rng, w, h, s.area))
         if s.control == "audio":
             with self.reader.open(*index.media(other)) as media:
@@ -234,6 +235,7 @@ def with_retries(clip: Callable[[int, np.random.Generator], dict], k: int, n: in
 
 def random_start(rng: np.random.Generator, row: Row, duration: float, s: ClipSpec) -> float:
     """Uniform on the frames of the row from which a whole clip follows; its begin where the row is too short (it loops)."""
+    # Ours: on whole frames of the model's rate (official: of the stored rate).
     first, last = starts(row, duration, s.seconds)
     return first + int(rng.integers(math.floor((last - first) * s.fps + 1e-6) + 1)) / s.fps
 
@@ -283,6 +285,7 @@ def read_views(media, row: Row, s: ClipSpec) -> tuple[float, dict]:
     at = windows(first, last, 1 if "image" in s.modalities else s.windows, s.fps)
     seen = next((name for name in ("video", "image") if name in s.modalities), None)
     if seen:
+        # Ours: the shorter side is `size`, the other one rounded (official: cut to whole pixels).
         scale = s.size / min(media.width, media.height)
         shape = tuple(min(max(s.size, round(x * scale)), 8 * s.size) for x in (media.height, media.width))
         whole = [read_clip(media, row, start, s, WHOLE, shape) for start in at]

@@ -103,6 +103,7 @@ def multilabel_metrics(scores: torch.Tensor, targets: torch.Tensor, per_class: b
     scores, targets = scores.double().cpu(), targets.bool().cpu()
     n, c = scores.shape
     positives = targets.sum(0)
+    # Ours: classes without a positive or a negative are left out and named (official: AUC and d' of all become NaN).
     kept = [k for k in range(c) if 0 < positives[k] < n]
     precision, area = [None] * c, [None] * c
     for k in kept:

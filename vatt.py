@@ -40,6 +40,7 @@ class Config:
     audio: Size
     text: Size
     shared: bool = False                         # one backbone for all modalities (VATT-MA)
+    # Paper: 32 frames at 10 fps of both data sets (A.2.1; official: 12.5 fps of AudioSet).
     frames: int = 32
     fps: float = 10.0
     size: int = 224                              # pixels
@@ -126,6 +127,7 @@ class Backbones(nn.Module):
             self.W_ap = projection(c.audio.d, 1, c.audio_patch)
             self.e_audio = self.table(math.ceil(c.samples / c.audio_patch), c.audio.d)
         # Paper: a learnable v x d projection of one-hot words (official: frozen word2vec, then a linear layer and GELU).
+        # Ours: it starts uniform within a twentieth, as Keras starts an embedding (official: from word2vec).
         self.W_tp = nn.Parameter(torch.empty(c.vocabulary, c.text.d).uniform_(-0.05, 0.05))
         if c.shared:
             # Official: absolute positions of words in the shared backbone (the paper's relative bias is the text model's).
@@ -157,6 +159,7 @@ class Backbones(nn.Module):
     def audio(self, audio, drop=0.0, keys=None):
         """(B, S) -> z_out (B, d)"""
         if self.config.audio_input == "spectrogram":
+            # Ours: the tower is the waveform's (official: no biases, no DropToken, positions in another order).
             with torch.autocast(audio.device.type, enabled=False):  # bf16 would round the logarithm to 1 in 256
                 x = tokenize.spectrogram_patches(tokenize.mel_spectrogram(audio, self.config.rate))  # (B, N, t f)  A.5
             e = tokenize.position_sum(self.e_audio, self.e_frequency)                 # (N, d)
@@ -189,6 +192,7 @@ class Backbones(nn.Module):
         """z_out of AGG; in the shared backbone each modality has an AGG of its own.  (B, N, d) -> (B, d)"""
         if not self.config.shared:
             return getattr(self, f"{modality}_transformer")(tokens, mask)
+        # Ours: AGG passes no dropout before the first layer, that of text neither (official: that of text does).
         # Paper: tokens go straight in (official: a linear layer and GELU before and after the shared backbone).
         return self.transformer(tokens, mask, agg=("video", "audio", "text").index(modality))
 
