@@ -34,6 +34,7 @@ from sources.labelled import Labelled
 from tools import dry_run, linear
 from tools.embed import Reading
 from vatt import READS, Classifier, pretrained, start_from
+from weights import files
 
 # Official: gradients of the backbone clipped at 0.75, classifier dropout 0.5, and 2.5k steps of warm-up for images (the paper
 # is silent).
@@ -426,7 +427,7 @@ def finish(task: Task, scores: dict, bad: loop.FailureBudget) -> dict:
     if task.processes.first:
         out = task.settings.out
         task.run.add_results({task.settings.task: scores})
-        vatt.share(task.model, out)
+        files.share(task.model, out)
         print(table(scores, task.data) + f"\n{out}: results.json, metrics.jsonl, checkpoints, model.safetensors\n", flush=True)
         if bad.names:
             print(bad)

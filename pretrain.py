@@ -37,6 +37,7 @@ from evaluate import TASKS, retrieval
 from sources import census, demo, index
 from tools import dry_run, figures, tables
 from vatt import pretrained
+from weights import files
 
 # Sections 4.1, A.2.1 and A.2.4.
 # Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
@@ -349,7 +350,7 @@ def finish(args, run: Run, processes: Processes, model: vatt.VATT, results: dict
         print(f"\n{tables.retrieval(results, beside(args))}")
         if bad.names:
             print(bad)
-        vatt.share(model, args.out)
+        files.share(model, args.out)
         curves = "curves.png" if figures.curves(args.out) else "pip install matplotlib draws curves.png too"
         print(f"\n{args.out}: results.json, metrics.jsonl, checkpoints, model.safetensors, {curves}")
     processes.end()

@@ -27,7 +27,6 @@ from media import Media
 from sources.index import Row
 from transformer import SIZES, Size, Transformer, truncated_normal_
 from weights import files, official
-from weights.files import share  # noqa: F401
 
 importlib.reload(tokenize)  # ours, even where pytest, a debugger or a notebook has already imported Python's
 

@@ -104,12 +104,11 @@ def preset(c: vatt.Config) -> str:
 
 def export(args: argparse.Namespace) -> None:
     """The Transformer of a run -> a file of another library"""
-    folder = args.run.parent if args.run.suffix == ".safetensors" else args.run
     config = vatt.pretrained(args.run)[0]
     weights = {name.removeprefix("backbones.").removeprefix("backbone."): w for name, w in files.of_run(args.run).items()}
     c = getattr(config, args.modality)
     tensors = vit.to_image(weights, args.to, config.patch, args.modality)
-    out = args.out or folder / f"{args.modality}-{args.to}"
+    out = args.out or files.folder(args.run) / f"{args.modality}-{args.to}"
     out.mkdir(parents=True, exist_ok=True)
     files.write(out / "model.safetensors", tensors)
     if args.to == "transformers":
