@@ -107,36 +107,38 @@ class VATT(nn.Module):
 
 
 class Backbones(nn.Module):
-    """From raw inputs to z_out: everything of Figure 1 that stands left of the common spaces."""
+    """From raw inputs to z_out: everything of Figure 1 that stands left of the common spaces, or the towers asked for."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, modalities: tuple[str, ...] = ("video", "audio", "text")):
         super().__init__()
         self.config = c = config
-        t, h, w = c.patch
-        self.W_vp = projection(c.video.d, 3, *c.patch)
-        self.e_temporal = self.table(math.ceil(c.frames / t), c.video.d)
-        self.e_vertical = self.table(math.ceil(c.size / h), c.video.d)
-        self.e_horizontal = self.table(math.ceil(c.size / w), c.video.d)
-        if c.audio_input == "spectrogram":
+        if "video" in modalities:
+            t, h, w = c.patch
+            self.W_vp = projection(c.video.d, 3, *c.patch)
+            self.e_temporal = self.table(math.ceil(c.frames / t), c.video.d)
+            self.e_vertical = self.table(math.ceil(c.size / h), c.video.d)
+            self.e_horizontal = self.table(math.ceil(c.size / w), c.video.d)
+        if "audio" in modalities and c.audio_input == "spectrogram":
             self.W_ap = projection(c.audio.d, 1, 16, 5)
             frames = math.ceil(c.samples / round(c.rate * 1024 / 48000))
             self.e_audio = self.table(math.ceil(frames / 16), c.audio.d)
             self.e_frequency = self.table(math.ceil(80 / 5), c.audio.d)
-        else:
+        elif "audio" in modalities:
             self.W_ap = projection(c.audio.d, 1, c.audio_patch)
             self.e_audio = self.table(math.ceil(c.samples / c.audio_patch), c.audio.d)
-        # Paper: a learnable v x d projection of one-hot words (official: frozen word2vec, then a linear layer and GELU).
-        # Ours: it starts uniform within a twentieth, as Keras starts an embedding (official: from word2vec).
-        self.W_tp = nn.Parameter(torch.empty(c.vocabulary, c.text.d).uniform_(-0.05, 0.05))
+        if "text" in modalities:
+            # Paper: a learnable v x d projection of one-hot words (official: frozen word2vec, then a linear layer and GELU).
+            # Ours: it starts uniform within a twentieth, as Keras starts an embedding (official: from word2vec).
+            self.W_tp = nn.Parameter(torch.empty(c.vocabulary, c.text.d).uniform_(-0.05, 0.05))
         if c.shared:
-            # Official: absolute positions of words in the shared backbone (the paper's relative bias is the text model's).
-            self.e_text = self.table(c.words, c.text.d)
+            if "text" in modalities:
+                # Official: absolute positions of words in the shared backbone (the paper's relative bias is the text model's).
+                self.e_text = self.table(c.words, c.text.d)
             self.transformer = Transformer(c.video, aggs=3, dropout=c.dropout)
-        else:
-            self.video_transformer = Transformer(c.video, dropout=c.dropout)
-            self.audio_transformer = Transformer(c.audio, dropout=c.dropout)
+        for modality in () if c.shared else modalities:
             # Paper: no position encoding of words, but a relative bias in the first layer.
-            self.text_transformer = Transformer(c.text, relative_bias=True, dropout=c.dropout)
+            tower = Transformer(getattr(c, modality), relative_bias=modality == "text", dropout=c.dropout)
+            setattr(self, f"{modality}_transformer", tower)
         # Official: dropout after the positions too (the paper does not speak of dropout).
         self.dropout = nn.Dropout(c.dropout)
 
@@ -221,12 +223,6 @@ VARIANTS = {"paper": Variant(Backbones, Heads, tokenize.Vocabulary),
             "official": Variant(OfficialBackbones, official.Heads, OfficialVocabulary)}
 
 
-PARTS = {
-    "video": {"W_vp", "e_temporal", "e_vertical", "e_horizontal", "video_transformer", "video_around",
-              "transformer", "dropout"},
-    "audio": {"W_ap", "e_audio", "e_frequency", "audio_transformer", "audio_around", "transformer", "dropout"},
-}
-PARTS["image"] = PARTS["video"]
 READS = {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}  # kinds of files
 
 
@@ -317,10 +313,7 @@ class Classifier(nn.Module):
         self.config, self.kind, self.classes, self.multi, self.head = config, kind, classes, multi, head
         self.components = components
         self.precision = "fp32"
-        self.backbone = VARIANTS[config.variant].backbones(dataclasses.replace(config, vocabulary=1))
-        for name in [*self.backbone._modules, *self.backbone._parameters, *self.backbone._buffers]:
-            if name not in PARTS[kind]:
-                delattr(self.backbone, name)
+        self.backbone = VARIANTS[config.variant].backbones(config, ("audio" if kind == "audio" else "video",))
         d = (config.audio if kind == "audio" else config.video).d
         if head == "linear":
             self.classifier = LinearClassifier(d, len(classes), dropout, multi)
@@ -438,18 +431,17 @@ def start_from(model: Classifier, run: Path) -> None:
 
     Raises ValueError where the run has no such backbone, or one of another shape.
     """
-    start = {}
+    own, start = model.backbone.state_dict(), {}
     for name, weight in files.of_run(run).items():
         prefix, _, name = name.partition(".")
-        if prefix in ("backbones", "backbone") and name.split(".")[0] in PARTS[model.kind]:
+        if prefix in ("backbones", "backbone") and name in own:
             start[name] = weight
-    W = "W_ap" if model.kind == "audio" else "W_vp"
-    if W not in start:
+    if ("W_ap" if model.kind == "audio" else "W_vp") not in start:
         raise ValueError(f"--init {run} has no {model.kind} backbone: name a run of pretrain.py, or of this task")
     if model.kind == "image":
         # Official: an image stands at the first place in time (the paper is silent).
         start["e_temporal"] = start["e_temporal"][:1]
-    resize_tables(start, model.backbone.state_dict())
+    resize_tables(start, own)
     load_weights(model.backbone, start, f"--init {run}")
 
 

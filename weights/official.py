@@ -46,17 +46,19 @@ class Around(nn.Module):
 class Backbones:
     """Before `vatt.Backbones`"""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, modalities=("video", "audio", "text")):
+        super().__init__(config, modalities)
         c = config
-        self.video_around = Around(c.video.d, c.video.d, bias=True, shared=c.shared)
-        self.audio_around = Around(c.audio.d, c.audio.d, bias=True, shared=c.shared)
-        del self.W_tp
-        self.register_buffer("W_tp", torch.empty(c.vocabulary, c.word_vectors).uniform_(-0.05, 0.05))
-        if c.shared:
-            self.text_around = Around(c.word_vectors, c.text.d, bias=False, shared=True)
-        else:
-            self.text_transformer = TextTransformer(c.text, c.word_vectors, c.dropout)
+        for modality in (m for m in modalities if m != "text"):
+            d = getattr(c, modality).d
+            setattr(self, f"{modality}_around", Around(d, d, bias=True, shared=c.shared))
+        if "text" in modalities:
+            del self.W_tp
+            self.register_buffer("W_tp", torch.empty(c.vocabulary, c.word_vectors).uniform_(-0.05, 0.05))
+            if c.shared:
+                self.text_around = Around(c.word_vectors, c.text.d, bias=False, shared=True)
+            else:
+                self.text_transformer = TextTransformer(c.text, c.word_vectors, c.dropout)
 
     def text(self, text):
         """(B, K, L) ids -> z_out (B, K, d), each caption on its own"""
