@@ -221,10 +221,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {"paper": Variant(Backbones, Heads, tokenize.Vocabulary),
             "official": Variant(OfficialBackbones, official.Heads, OfficialVocabulary)}
-
-
 READS = {"video": ("video",), "audio": ("audio", "video"), "image": ("image",)}  # kinds of files
-
 
 
 class Trained(VATT):
