@@ -25,7 +25,7 @@ def official(args: argparse.Namespace) -> None:
         with torch.device("meta"):
             model = (Classifier(config, found.kind, names, multi=args.multi or found.classes == 527) if found.kind
                      else vatt.VATT(config))
-        weights, left = found.weights(model.state_dict(), config.text)
+        weights, left = found.weights(model.state_dict())
     except KeyError as e:
         raise ValueError(f"{prefix}: it lacks {e.args[0]}") from None
     except ValueError as e:

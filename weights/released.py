@@ -82,7 +82,8 @@ class Released:
         shape = lambda name: self.v[self.theirs(name)[0]].shape
         if (bias := "text_transformer.relative_bias.table") in self.places and not head_width:
             head_width = shape("text_transformer.norm.weight")[0] // shape(bias)[1]
-        head_width, config = head_width or 64, {"variant": "official", "shared": self.shared}
+        self.head_width = head_width = head_width or 64
+        config = {"variant": "official", "shared": self.shared}
         for m in ("video", "audio", "text"):
             own = self.kind or m                                # what a classifier does not have is not built
             encoder = "transformer" if self.shared else f"{own}_transformer"
@@ -107,11 +108,8 @@ class Released:
             config["d_vt"] = shape("heads.v_to_vt.linear.weight")[1]
         return config
 
-    def weights(self, own: dict[str, torch.Tensor], text: Size) -> tuple[dict[str, torch.Tensor], list[str]]:
-        """(weights of our model, variables that have no place in it); ValueError names what is missing, or of another shape.
-
-        own: the model's state, for its names and shapes.
-        """
+    def weights(self, own: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """(weights for a model whose state is `own`, variables without a place in it); ValueError names what is missing."""
         weights, left, lacks = {}, set(self.v), []
         for name, like in own.items():
             theirs = self.theirs(name.removeprefix("backbones.").removeprefix("backbone."))
@@ -124,7 +122,7 @@ class Released:
             if weights[name].shape != like.shape:
                 lacks.append(f"{theirs[0]} of the right shape")
             if name.endswith("qkv.weight") and "text_transformer" in name:  # T5 does not divide scores by sqrt(d/h); we do
-                weights[name][: text.d] *= (text.d / text.heads) ** 0.5
+                weights[name][: len(weights[name]) // 3] *= self.head_width**0.5
         if lacks:
             raise ValueError(f"it lacks {len(lacks)} variables: {', '.join(lacks[:4])}" + ", .." * (len(lacks) > 4))
         return weights, sorted(left)
