@@ -201,11 +201,15 @@ class TestDataset(ClipDataset):
         row, name = index[number], index.name(number)
         try:
             with self.in_flight.track(name), self.reader.open(*index.media(number)) as media:
-                start, views = read_views(media, row, self.spec)
+                start, views = self.views(media, row, number)
                 views |= self.meaning(row, start)
         except Unreadable as e:
             return None, [(str(e.path), e.reason)]
         return views | dict(path=name, number=i), []
+
+    def views(self, media, row: Row, number: int) -> tuple[float, dict]:
+        """All views of row `number`: see `read_views`"""
+        return read_views(media, row, self.spec)
 
 
 reader = functools.cache(Reader)  # what is decoded to train on is not decoded again to test on

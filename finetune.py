@@ -166,6 +166,8 @@ def defaults(given: dict) -> dict:
         recipe = {name: value for name, value in recipe.items() if name not in ("frames", "fps", "size", "rate")}
     elif given["task"] == "linear":
         model["fps"] = None  # known when it is known what the files are
+    if given.get("classifier") == "svm" and preset != "demo":
+        recipe["windows"] = 10  # and as many passes to train on (A.4)
     return {**CHOICES, **arguments.RUN, "out": Path("runs") / given["task"], "steps": None, **model, **recipe, "preset": preset,
             "workers": min(recipe["workers"], os.cpu_count() or 1)}
 
@@ -254,9 +256,9 @@ class Task(NamedTuple):
         """The score that the best weights are chosen by"""
         return "mAP" if self.data.multi else "top-1"
 
-    def files(self, rows: Index, spec: ClipSpec) -> TestDataset:
+    def files(self, rows: Index, spec: ClipSpec, kind: type[TestDataset] = TestDataset) -> TestDataset:
         """All views of the files of `rows`, but for those that have killed workers"""
-        return TestDataset([Source.to_test(rows)], spec, classes=len(self.data.classes), skip=self.run.killers())
+        return kind([Source.to_test(rows)], spec, classes=len(self.data.classes), skip=self.run.killers())
 
     def training_clips(self) -> TrainDataset:
         """Random clips of the files to train on, but for those that have killed workers"""

@@ -83,6 +83,19 @@ def test_the_penalty_is_on_v_alone():
     assert not model.classifier.U.grad.any()
 
 
+def test_an_svm_is_trained_on_random_places_squares_and_flips_of_each_file(tests):
+    clips = linear.RandomPasses(tests.sources, tests.spec._replace(windows=60, flip=0.5), classes=3)
+    (item, failed), again, (other, _) = clips[0], clips[0][0], clips[1]
+    assert failed == []
+    assert item["video"].shape == (60, CONFIG.frames, CONFIG.size, CONFIG.size, 3)
+    assert np.array_equal(item["video"], again["video"])
+    assert np.array_equal(clips.part([1])[0][0]["video"], other["video"]), "a function of the row, not of its place"
+    seen = item["video"].astype(int)
+    dark = seen[:, 0, :, :4].mean((1, 2, 3)) < seen[:, 0, :, -4:].mean((1, 2, 3))   # the left of these videos is darker
+    assert 0.3 < dark.mean() < 0.7
+    assert len({x.tobytes() for x in seen[:, 0]}) > 30
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_svm_is_that_of_scikit_learn_on_standardised_features(classes):
     pytest.importorskip("sklearn")

@@ -104,6 +104,8 @@ def seen(tmp_path_factory):
     for task in ("video", "audio", "image", "linear"):
         argv = ["--task", task, "--data", "x", "--init", str(run)]
         found[task].settings = finetune.settings(finetune.parse(argv), Processes())
+    argv = ["--task", "linear", "--classifier", "svm", "--data", "x", "--init", str(run)]
+    found["svm"] = finetune.settings(finetune.parse(argv), Processes())
     for preset in ("bbs", "mbs", "lbs", "ma"):
         found[preset] = pretrain.settings(["--preset", preset, "--data", "x"], Processes())
     found["run"] = run
@@ -275,6 +277,10 @@ PAPER = [
      lambda s: evaluate.OFFICIAL_FPS),
     ("A.3.3", "clips of a video", 4, lambda s: s.retrieve.vectors.clips.spec.windows),
     ("A.3.3", "clips that cover 10 seconds end at", 10, lambda s: round(index.windows(0.0, 7.44, 4, 12.5)[-1] + 2.56, 6)),
+
+    ("A.4, as in MMV", "random passes to train an SVM on, windows to test on", 10, lambda s: s.svm.windows),
+    ("A.4, as in MMV", "C of the SVM", 1e-3, lambda s: s.svm.svm_c),
+    ("A.4, as in MMV", "share of mirrored clips", 0.5, lambda s: s.svm.flip),
 
     ("A.5, Table 10", "mel bins", 80, lambda s: tokenize.mel_spectrogram(torch.zeros(1, 48_000)).shape[2]),
     ("A.5, Table 10", "steps of 21 ms in a second", math.ceil(48_000 / 1024), lambda s: tokenize.mel_spectrogram(
