@@ -130,7 +130,7 @@ def measured(preset: str, batch: int | str, **how) -> dict:
     """A row of `model.step_part`, or of why there is none"""
     name = " ".join([preset, *how])
     try:
-        return model.step_part(model.Setting(preset, batch, steps=5, **how))[0] | {"name": name}
+        return model.step_part(model.setting(preset, batch, steps=5, **how))[0] | {"name": name}
     except Exception as e:
         return {"name": name, "batch": batch, "note": f"FAILED: {data.first_line(e)[:200]}"}
     finally:
@@ -139,7 +139,7 @@ def measured(preset: str, batch: int | str, **how) -> dict:
 
 def chunk(cuda: bool) -> Iterator[dict]:
     """The paper's batch of 2048 on one device, 64 clips at a time"""
-    s = model.Setting("mbs", 2048, chunk=64) if cuda else model.Setting("demo", 32, chunk=8)
+    s = model.setting("mbs", 2048, chunk=64) if cuda else model.setting("demo", 32, chunk=8)
     step_at, _, _ = model.whole_step(s)
     step_at(0.5, model.clips(s.config, s.chunk + 2, s.device))()
     run = step_at(0.5, model.clips(s.config, s.batch, s.device))
@@ -152,12 +152,12 @@ def chunk(cuda: bool) -> Iterator[dict]:
 
 def encoder(cuda: bool) -> Iterator[dict]:
     """The video Transformer beside those of timm, transformers and torch.nn"""
-    yield from model.encoder_part(model.Setting("mbs" if cuda else "demo", COMMON if cuda else 2, steps=10))
+    yield from model.encoder_part(model.setting("mbs" if cuda else "demo", COMMON if cuda else 2, steps=10))
 
 
 def costs(cuda: bool) -> Iterator[dict]:
     """The ten operations that take longest in a step"""
-    s = model.Setting("mbs", COMMON) if cuda else model.Setting("demo", 4)
+    s = model.setting("mbs", COMMON) if cuda else model.setting("demo", 4)
     run = model.whole_step(s)[0](0.5, model.clips(s.config, s.batch, s.device))
     run(), run()
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as recorded:

@@ -7,6 +7,7 @@ the model needs, forward and backward; what is computed twice (recompute, chunk)
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -24,9 +26,10 @@ from tqdm import tqdm
 
 import vatt
 from bench import table
-from bench.audit import flops
+from engine import arguments
 from engine.processes import Processes
 from pretrain import Step
+from tools.dry_run import cost, flops
 from tools.figures import pyplot
 from transformer import Size, Transformer
 
@@ -34,88 +37,60 @@ NONE = Size(layers=0, d=8, d_mlp=8, heads=1)  # a tower that is not measured
 
 
 def flags(commands, common: argparse.ArgumentParser) -> None:
-    """Adds the command line of `model`; None stands for what the device can carry"""
+    """Add the command line of `model`; what is not given is what the device can carry."""
     c = commands.add_parser("model", parents=[common], help="time and memory of training steps on this device")
     c.set_defaults(run=run)
     c.add_argument("--parts", nargs="+", choices=tuple(PARTS), help="video encoder beside other libraries', video tower at "
                    "each drop rate, the whole step (default: all; on a CPU not the whole step)")
     c.add_argument("--preset", choices=vatt.PRESETS, help="sizes of the model (default: mbs; on a CPU bbs)")
-    c.add_argument("--batch", type=number_or_max, help="clips, or max: the most whose whole step fits on the GPU "
-                   "(default: 32; on a CPU 1, for the whole step 2)")
-    c.add_argument("--tokens", type=int, help="tokens of the encoder part (default: half of the preset's, as DropToken leaves)")
-    c.add_argument("--drop", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75], metavar="SHARE", help="DropToken's shares")
-    c.add_argument("--steps", type=int, default=20, help="timed rounds (default: %(default)s)")
-    c.add_argument("--chunk", type=int, help="clips that pass the backbones at once (whole step)")
+    c.add_argument("--batch", type=lambda text: text if text == "max" else arguments.count(text), help="clips, or max: the "
+                   "most whose whole step fits on the GPU (default: 32; on a CPU 1, for the whole step 2)")
+    c.add_argument("--tokens", type=arguments.count, help="tokens of the encoder part (default: half of a clip's)")
+    c.add_argument("--drop", type=arguments.share, nargs="+", default=[0.0, 0.25, 0.5, 0.75], help="shares of DropToken")
+    c.add_argument("--steps", type=arguments.number(int, 2), default=20, help="timed rounds (default: %(default)s)")
+    c.add_argument("--chunk", type=arguments.count, help="clips that pass the backbones at once (whole step)")
     c.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU that has it, else fp32")
     c.add_argument("--compile", action="store_true", help="torch.compile, for all contenders alike")
     c.add_argument("--recompute", action="store_true", help="ours computes activations again in the backward pass")
     c.add_argument("--picture", type=Path, metavar="FILE", help="cost against drop rate beside the ideal (needs matplotlib)")
 
 
-def number_or_max(text: str) -> int | str:
-    """A batch size of the command line"""
-    if text != "max" and not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"takes a number of at least 1 or max, not {text}")
-    return text if text == "max" else int(text)
+def setting(preset: str, batch: int | str, **more) -> SimpleNamespace:
+    """What is measured, of which model, on which device, and how: `more` are flags of `model`"""
+    device, config = Processes().device, vatt.PRESETS[preset]
+    s = dict(drop=[0.5], steps=20, chunk=None, compile=False, recompute=False) | more
+    s["precision"] = s.get("precision") or arguments.native_precision(device)
+    s["tokens"] = s.get("tokens") or tokens(config) // 2
+    return SimpleNamespace(preset=preset, batch=batch, config=config, device=device, **s)
 
 
-@dataclasses.dataclass
-class Setting:
-    """What is measured, of which model, and how."""
-
-    preset: str
-    batch: int | str
-    precision: str | None = None     # None: bf16 where the GPU computes in it, else fp32
-    tokens: int = 0                  # of the encoder part; 0: half of a clip's
-    drop: tuple[float, ...] = (0.5,)
-    steps: int = 20
-    chunk: int | None = None
-    compile: bool = False
-    recompute: bool = False
-    device: torch.device = dataclasses.field(default_factory=lambda: Processes().device)
-
-    def __post_init__(self):
-        self.config = vatt.PRESETS[self.preset]
-        self.tokens = self.tokens or tokens(self.config) // 2
-        native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.precision = self.precision or ("bf16" if native else "fp32")
-
-
-def run(p: argparse.ArgumentParser, args: argparse.Namespace, device_name: str) -> list[dict]:
-    """`python -m bench model`: prints a table a part, returns the rows; exit code 2 and one line where a flag cannot be"""
-    device = Processes().device
-    cuda = device.type == "cuda"
+def run(p: argparse.ArgumentParser, args: argparse.Namespace, device: str) -> list[dict]:
+    """`python -m bench model`: prints a table a part, returns the rows; exit code 2 where flags do not go together"""
+    cuda = Processes().device.type == "cuda"
     parts = args.parts or (tuple(PARTS) if cuda else ("encoder", "droptoken"))
     batch = args.batch or (32 if cuda else 2 if "step" in parts else 1)
     if batch == "max" and not (cuda and list(parts) == ["step"]):
         p.error("--batch max needs a GPU and --parts step")
     if batch == 1 and "step" in parts:
         p.error("--batch must be at least 2 for the whole step (batch norm)")
-    if (1 if args.tokens is None else args.tokens) < 1 or args.steps < 2 or (args.chunk or 1) < 1:
-        p.error("--tokens and --chunk must be at least 1, --steps at least 2")
-    if not all(0 <= d < 1 for d in args.drop):
-        p.error(f"--drop takes shares of at least 0 and below 1, not {args.drop}")
     if args.picture and ("droptoken" not in parts or not args.picture.parent.is_dir() or not pyplot()):
         p.error(f"--picture needs the part droptoken, the folder {args.picture.parent}, and matplotlib")
-    setting = Setting(args.preset or ("mbs" if cuda else "bbs"), batch, args.precision, args.tokens or 0,
-                       tuple(sorted(set(args.drop))), args.steps, args.chunk, args.compile, args.recompute)
-    print(f"preset {setting.preset}, batch {batch}, {setting.precision}{', compiled' * args.compile}"
-          f"{', ours recomputes activations' * args.recompute}; {args.steps} alternating rounds")
+    how = ("precision", "tokens", "steps", "chunk", "compile", "recompute")
+    s = setting(args.preset or ("mbs" if cuda else "bbs"), batch, drop=sorted(set(args.drop)),
+                **{name: getattr(args, name) for name in how})
+    print(f"preset {s.preset}, batch {batch}, {s.precision}{', compiled' * s.compile}"
+          f"{', ours recomputes activations' * s.recompute}; {s.steps} alternating rounds")
     rows = []
-    for part, measure in PARTS.items():
-        if part in parts:
-            found = measure(setting)
-            of = f", N = {found[0]['tokens']}" if "tokens" in found[0] else ""
-            print(f"\n{part}{of}: {measure.__doc__}\n{report(found)}", flush=True)
-            if part == "droptoken" and args.picture:
-                draw(found, args.picture, device_name)
-            rows += found
+    for part in (part for part in PARTS if part in parts):
+        found = PARTS[part](s)
+        print(f"\n{part}: {PARTS[part].__doc__}\n{report(found)}", flush=True)
+        if part == "droptoken" and args.picture:
+            draw(found, args.picture, device)
+        rows += found
     return rows
 
 
-
-def alternate(runs: dict[str, Callable], steps: int, device: torch.device, what: str,
-              warm: int = 2) -> dict[str, list[float]]:
+def alternate(runs: dict[str, Callable], steps: int, device: torch.device, what: str, warm: int = 2) -> dict[str, list[float]]:
     """Seconds of each call: `steps` rounds in which each runs once, after `warm` rounds; another begins each round."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     names, seconds = list(runs), {name: [] for name in runs}
@@ -125,8 +100,7 @@ def alternate(runs: dict[str, Callable], steps: int, device: torch.device, what:
             began = time.perf_counter()
             runs[name]()
             wait()
-            if i >= 0:
-                seconds[name].append(time.perf_counter() - began)
+            seconds[name] += [time.perf_counter() - began] * (i >= 0)
     return seconds
 
 
@@ -145,30 +119,13 @@ def peak_memory(run: Callable, device: torch.device, module: nn.Module, *more: t
         torch.cuda.synchronize()
         return held + torch.cuda.max_memory_allocated() - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to the terminal
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded, tempfile.TemporaryDirectory() as folder:
         run()
-    with tempfile.TemporaryDirectory() as folder:
+        recorded.stop()
         recorded.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
-    now = highest = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        now += event["args"]["Bytes"]
-        highest = max(highest, now)
-    return held + highest
-
-
-def matmul(n: int, s: Setting) -> tuple[Callable, int]:
-    """What the device reaches: the matmuls of the MLPs of n tokens and nothing else -> the call and its FLOPs"""
-    size, dtype = s.config.video, torch.bfloat16 if s.precision == "bf16" else torch.float32
-    x, w1, w2 = (torch.randn(shape, device=s.device, dtype=dtype) * shape[0] ** -0.5
-                 for shape in ((n, size.d), (size.d, size.d_mlp), (size.d_mlp, size.d)))
-
-    def run():
-        for _ in range(size.layers):
-            x @ w1 @ w2
-
-    return run, 4 * size.layers * n * size.d * size.d_mlp
-
+    sizes = [e["args"]["Bytes"] for e in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])]
+    return held + max(itertools.accumulate(sizes, initial=0))
 
 
 class Peer(nn.Module):
@@ -230,15 +187,17 @@ def contenders(size: Size, batch: int, tokens: int) -> dict[str, float]:
     return found
 
 
-
-def measure(part: str, s: Setting, runs: dict[str, tuple], plain_tokens: int, **more) -> list[dict]:
+def measure(part: str, s: SimpleNamespace, runs: dict[str, tuple], n: int, **more) -> list[dict]:
     """Rows of a table and of --json, one a contender: name -> (call, FLOPs, its module, other tensors that it holds).
 
-    plain_tokens: those of the plain matmul that is timed beside them.
+    Beside them the matmuls of the MLPs of n tokens and nothing else: what the device reaches.
     """
-    plain, plain_flop = matmul(plain_tokens, s)
+    size, dtype = s.config.video, torch.bfloat16 if s.precision == "bf16" else torch.float32
+    x, w1, w2 = (torch.randn(shape, device=s.device, dtype=dtype) * shape[0] ** -0.5
+                 for shape in ((n, size.d), (size.d, size.d_mlp), (size.d_mlp, size.d)))
+    plain = lambda: [x @ w1 @ w2 for _ in range(size.layers)][-1]
     seconds = alternate({name: run for name, (run, *_) in runs.items()} | {"matmul": plain}, s.steps, s.device, part)
-    rate, rows = plain_flop / median(seconds["matmul"]), []
+    rate, rows = 4 * size.layers * n * size.d * size.d_mlp / median(seconds["matmul"]), []
     for name, (run, flop, module, *held) in runs.items():
         step = median(seconds[name])
         rows.append({"part": part, "name": name, "preset": s.preset, "batch": s.batch, "precision": s.precision,
@@ -249,15 +208,16 @@ def measure(part: str, s: Setting, runs: dict[str, tuple], plain_tokens: int, **
     return rows
 
 
-def prepare(transformer: nn.Module, s: Setting) -> None:
-    """--compile for all contenders, --recompute for ours"""
-    if s.compile:
-        transformer.compile(dynamic=False)
-    if isinstance(transformer, Transformer):
+def prepare(module: nn.Module, s: SimpleNamespace) -> nn.Module:
+    """On the device, its Transformers compiled (others', too) or set to recompute (ours), as the flags say"""
+    for transformer in (m for m in module.modules() if isinstance(m, (Transformer, Peer))):
         transformer.recompute = s.recompute
+        if s.compile:
+            transformer.compile(dynamic=False)
+    return module.to(s.device)
 
 
-def learning(module: nn.Module, forward: Callable, s: Setting) -> Callable:
+def learning(module: nn.Module, forward: Callable, s: SimpleNamespace) -> Callable:
     """A call that does one step, forward and backward, of a module that takes part in `forward() -> z`"""
     def run():
         module.zero_grad(set_to_none=True)
@@ -268,28 +228,26 @@ def learning(module: nn.Module, forward: Callable, s: Setting) -> Callable:
     return run
 
 
-def encoder_part(s: Setting) -> list[dict]:
-    """Forward and backward of the video Transformer at N tokens, beside other libraries': same sizes, precision, no dropout"""
+def encoder_part(s: SimpleNamespace) -> list[dict]:
+    """forward and backward of the video Transformer at N tokens, beside other libraries': same sizes, precision, no dropout"""
     size, runs = s.config.video, {}
     x = torch.randn(s.batch, s.tokens, size.d, device=s.device)
     for name, flop in contenders(size, s.batch, s.tokens).items():
-        module = encoder(name, size).to(s.device)
-        prepare(module, s)
+        module = prepare(encoder(name, size), s)
         runs[name] = learning(module, lambda m=module: m(x), s), flop, module
     rows = measure("encoder", s, runs, s.batch * (1 + s.tokens), tokens=s.tokens)
     rows[0] |= {f"vs_{r['name']}": r["step_s"] / rows[0]["step_s"] for r in rows[1:]}
     return rows
 
 
-def droptoken_part(s: Setting) -> list[dict]:
-    """Forward and backward of the video tower from raw frames on, at each drop rate (3.1.1), beside the ideal from FLOPs"""
+def droptoken_part(s: SimpleNamespace) -> list[dict]:
+    """forward and backward of the video tower from raw frames on, at each drop rate (3.1.1), beside the ideal from FLOPs"""
     config = dataclasses.replace(s.config, audio=NONE, text=NONE, shared=False, vocabulary=3, dropout=0.0)
     shape, keys, drops = (s.batch, config.frames, config.size, config.size, 3), torch.arange(s.batch), sorted({0.0, *s.drop})
     with torch.device("meta"):
         still, none = vatt.Backbones(config), torch.empty(shape)
         flop = [flops(lambda d=d: still.video(none, d, keys.to("meta")).sum().backward()) for d in drops]
-    model = vatt.Backbones(config).to(s.device)
-    prepare(model.video_transformer, s)
+    model = prepare(vatt.Backbones(config), s)
     video, keys, n = torch.rand(shape, device=s.device) * 2 - 1, keys.to(s.device), tokens(config)
     runs = {f"{d:.0%} dropped": (learning(model, lambda d=d: model.video(video, d, keys), s), f, model)
             for d, f in zip(drops, flop, strict=True)}
@@ -299,12 +257,8 @@ def droptoken_part(s: Setting) -> list[dict]:
     return rows
 
 
-def step_part(s: Setting) -> list[dict]:
-    """The whole step of pre-training on made-up clips: three towers, heads, losses, Adam; at each drop rate"""
-    with torch.device("meta"):
-        still, one = vatt.Backbones(s.config), clips(s.config, 1, torch.device("meta"))
-        flop = {d: flops(lambda d=d: sum(z.sum() for z in still(
-            one["video"].float(), one["audio"], one["text"], (d, d), one["keys"])).backward()) for d in s.drop}
+def step_part(s: SimpleNamespace) -> list[dict]:
+    """the whole step of pre-training on made-up clips: three towers, heads, losses, Adam; at each drop rate"""
     step_at, model, optimizer = whole_step(s)
     if s.batch == "max":
         s.batch = largest(lambda n: fits(lambda: step_at(s.drop[0], clips(s.config, n, s.device))))
@@ -312,27 +266,19 @@ def step_part(s: Setting) -> list[dict]:
     for d in s.drop:
         step_at(d, batch)()  # Adam's state comes with the first
     state = [x for moments in optimizer.state.values() for x in moments.values()]
-    runs = {f"{d:.0%} dropped": (step_at(d, batch), s.batch * flop[d], model, *state) for d in s.drop}
+    runs = {f"{d:.0%} dropped": (step_at(d, batch), s.batch * sum(cost(s.config, (d, d))), model, *state) for d in s.drop}
     rows = measure("step", s, runs, at_once * (1 + tokens(s.config)), chunk=at_once)
     return [r | {"drop": d} for r, d in zip(rows, s.drop, strict=True)]
 
 
-def whole_step(s: Setting) -> tuple[Callable, vatt.VATT, torch.optim.Optimizer]:
+def whole_step(s: SimpleNamespace) -> tuple[Callable, vatt.VATT, torch.optim.Optimizer]:
     """(drop rate, batch) -> a call for one step of pre-training, Adam's included; with its model and optimizer"""
-    model = vatt.VATT(s.config).to(s.device)
-    for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
-        prepare(transformer, s)
+    model = prepare(vatt.VATT(s.config), s)
     optimizer, processes = torch.optim.Adam(model.parameters(), fused=s.device.type == "cuda" or None), Processes()
 
     def step_at(drop: float, batch: dict) -> Callable:
         step = Step(model, processes, (drop, drop), s.chunk, s.precision)
-
-        def run():
-            model.zero_grad(set_to_none=True)
-            step(batch, 0)
-            optimizer.step()
-
-        return run
+        return lambda: (model.zero_grad(set_to_none=True), step(batch, 0), optimizer.step())
 
     return step_at, model, optimizer
 
@@ -355,10 +301,9 @@ def tokens(config: vatt.Config) -> int:
 
 def clips(config: vatt.Config, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
     """A batch of noise in the form that `data.py` gives real clips"""
-    c = config
+    c, keys = config, torch.arange(2 * batch, device=device).view(batch, 2)
     video = torch.randint(256, (batch, c.frames, c.size, c.size, 3), dtype=torch.uint8, device=device)
     text = torch.randint(2, c.vocabulary, (batch, c.captions, c.words), device=device)
-    keys = torch.arange(2 * batch, device=device).view(batch, 2)
     return {"video": video, "audio": torch.rand(batch, c.samples, device=device) * 2 - 1, "text": text, "keys": keys,
             "flip": keys[:, 0] % 4 == 0, "colour": torch.tensor([[1, 0.1, 1.2, 0.8, 0.1]], device=device).repeat(batch, 1),
             "has_audio": keys[:, 0] >= 0, "has_text": text[..., 0] >= 0}
@@ -385,24 +330,23 @@ def report(rows: list[dict]) -> str:
     """The rows of one part, for people"""
     first, cells = rows[0], []
     for r in rows:
-        low, high = r["quartiles_s"]
         note = f"costs {r['cost']:.3f} of the whole, ideal {r['ideal']:.3f}" if "cost" in r else ""
         if (ratio := first.get(f"vs_{r['name']}")) is not None:
             note = f"ours is {ratio:.3f} times as fast, in {first['peak_bytes'] / r['peak_bytes']:.3f} of its memory"
-        cells.append([r["name"], f"{r['step_s']:.3f} s", f"{low:.3f}-{high:.3f} s", f"{r['clips_per_s']:.2f}",
-                      f"{r['flop_per_s'] / 1e9:.0f}", f"{r['mfu']:.1%}", f"{r['peak_bytes'] / 1e9:.3f} GB", note])
-    return table(["", "step", "quartiles", "clips/s", "GFLOP/s", "of matmul", "memory", ""], cells)
+        cells.append([r["name"], str(r.get("tokens", "")), f"{r['step_s']:.3f} s", "{:.3f}-{:.3f} s".format(*r["quartiles_s"]),
+                      f"{r['clips_per_s']:.2f}", f"{r['flop_per_s'] / 1e9:.0f}", f"{r['mfu']:.1%}",
+                      f"{r['peak_bytes'] / 1e9:.3f} GB", note])
+    return table(["", "tokens", "step", "quartiles", "clips/s", "GFLOP/s", "of matmul", "memory", ""], cells)
 
 
-def draw(rows: list[dict], path: Path, device_name: str) -> None:
-    """Draws cost against drop rate beside the ideal"""
+def draw(rows: list[dict], path: Path, device: str) -> None:
+    """Draw cost against drop rate beside the ideal."""
     figure, axis = pyplot().subplots(figsize=(6, 4), layout="constrained")
     drops = [100 * r["drop"] for r in rows]
-    axis.plot(drops, [r["cost"] for r in rows], "o-", label=f"measured: {device_name}")
+    axis.plot(drops, [r["cost"] for r in rows], "o-", label=f"measured: {device}")
     axis.plot(drops, [r["ideal"] for r in rows], "k:", label="ideal, from FLOPs")
     axis.set(xlabel="tokens dropped, %", ylabel="time of a step, share of that with all tokens", ylim=(0, None),
              title=f"DropToken, video tower of {rows[0]['preset']}, batch {rows[0]['batch']}, {rows[0]['precision']}")
-    axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot().close(figure)
