@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
+def plural(n: int, noun: str) -> str:
+    """1 window, 2 windows"""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def tell(problems: list[str], line: str) -> None:
     """Adds a printable line to `problems`; past `MAX_PROBLEMS` lines only a last one that says so."""
     if len(problems) < MAX_PROBLEMS:

@@ -12,6 +12,7 @@ import os
 import queue
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from tqdm import tqdm
 
 from engine.errors import Unreadable
 from engine.processes import Processes, Stopped
@@ -57,8 +59,9 @@ def train_batches(clips: Dataset, batch: int, processes: Processes, first: int, 
     return prefetch(loader, math.ceil(len(slots) / PIECE), processes, timeout, processes.device)
 
 
-def eval_batches(clips: Dataset, batch: int, processes: Processes | None, workers: int = 0, timeout: float = 0) -> Batches:
-    """Batches on the CPU of every clip once, over all processes, or in this one where `processes` is None.
+def eval_batches(clips: Dataset, batch: int, processes: Processes | None, workers: int = 0, timeout: float = 0,
+                 speaks: bool = True) -> Batches:
+    """Batches on the CPU of every clip once, over all processes, or in this one where `processes` is None, under a bar.
 
     Raises as `train_batches`; Stopped on all processes as soon as a signal has come to one.
     """
@@ -66,10 +69,13 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes | None, worker
     # Ours: the last batch counts, however small (official: it is left out).
     loader = DataLoader(clips, batch_size=batch, sampler=range(processes.rank, len(clips), processes.world),
                         num_workers=workers, collate_fn=collate, worker_init_fn=start_worker)
-    with contextlib.suppress(Stopped):
+    pause = 1 if sys.stderr.isatty() else 30
+    with contextlib.suppress(Stopped), tqdm(total=len(loader.sampler), unit="file", leave=False, delay=pause, mininterval=pause,
+                                            disable=not (speaks and processes.first)) as bar:
         for made in prefetch(loader, 1, processes, timeout, torch.device("cpu"), grace=0):
             processes.alive()
             yield made
+            bar.update(len(made[1]) + (len(made[0]["path"]) if made[0] else 0))
             if processes.asked_to_stop():
                 break
     processes.meet()

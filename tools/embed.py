@@ -5,24 +5,24 @@
 A file's vector is the mean of those of its windows; it is normalised after that, so that a dot product is a cosine similarity.
 """
 
+import contextlib
 import hashlib
 import math
 import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import data
 import vatt
 from engine import loading
-from engine.errors import printable
+from engine.errors import plural, printable
 from engine.processes import Processes
 from engine.run import hold, write_whole
 from media import Media, Unreadable
@@ -45,30 +45,49 @@ class Reading(NamedTuple):
     def batches(self, clips: data.TestDataset, alone: bool = False) -> loading.Batches:
         """Batches of every file once: this process's share, or all of them where it is `alone`; raises as `eval_batches`"""
         batch = max(1, self.batch // clips.spec.views)
-        return loading.eval_batches(clips, batch, None if alone else self.processes, self.workers, self.timeout)
+        return loading.eval_batches(clips, batch, None if alone else self.processes, self.workers, self.timeout,
+                                    self.processes.first)
+
+
+def rows_of(model: torch.nn.Module, forward: Callable[[dict], torch.Tensor], width: int, clips: data.TestDataset,
+            how: Reading) -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
+    """Batch by batch: forward(batch) (B, width) of the files of `clips`, NaN where unreadable; what failed, and why.
+
+    Raises FloatingPointError where the model gives no numbers, WorkerError where a worker dies or hangs.
+    """
+    done, batches = 0, how.batches(clips, alone=True)
+    for batch, z, failed in vatt.over_files(model, forward, batches, how.processes.device, how.precision):
+        rows = torch.full((len(failed) + (len(z) if batch else 0), width), math.nan)
+        if batch:
+            if not z.isfinite().all():
+                raise FloatingPointError("the run gives numbers that are not finite: name one whose training went well")
+            rows[batch["number"].cpu() - done] = z.float().cpu()
+        done += len(rows)
+        how.processes.alive()
+        yield rows, failed
 
 
 def vectors(model: vatt.Trained, clips: data.TestDataset, space: str,
             how: Reading) -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
-    """Batch by batch: vectors (B, d) of length 1 of the files of `clips`, NaN where unreadable; what failed, and why.
-
-    Raises FloatingPointError where the model gives no numbers, WorkerError where a worker dies or hangs.
-    """
+    """`rows_of` vectors of length 1"""
     modality, = clips.spec.modalities
-    width, done = model.config.d_va if space == "va" else model.config.d_vt, 0
     embed = lambda batch: model.embed_views(batch[modality], space)
-    for batch, z, failed in vatt.over_files(model, embed, how.batches(clips, alone=True), model.device, how.precision):
-        rows = torch.full((len(failed) + (len(z) if batch else 0), width), math.nan)
-        if batch:
-            if not z.isfinite().all():
-                raise FloatingPointError("the run gives vectors that are not finite: name one whose training went well")
-            rows[batch["number"].cpu() - done] = z.float().cpu()
-        done += len(rows)
-        yield rows, failed
+    return rows_of(model, embed, model.config.d_va if space == "va" else model.config.d_vt, clips, how)
+
+
+def every_row(parts: Iterator[tuple[torch.Tensor, list]], total: int, width: int,
+              processes: Processes) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+    """Rows rank, rank + world, .. on each process, as `rows_of` gives them -> all (total, width), all that failed"""
+    rows, failed = [torch.empty(0, width)], []
+    for z, bad in parts:
+        rows.append(z)
+        failed += bad
+    return shares(torch.cat(rows), total, processes), [pair for part in processes.collect(failed) for pair in part]
 
 
 def shares(rows: torch.Tensor, total: int, processes: Processes) -> torch.Tensor:
     """What each process has, rows rank, rank + world, .. of all -> all of them, (total, d)"""
+    processes.meet()
     table = torch.empty(total, rows.shape[1])
     for rank, part in enumerate(processes.collect(rows)):
         table[rank :: processes.world] = part
@@ -95,77 +114,77 @@ def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
     if out.suffix != ".npz":
         raise ValueError(f"{out}: the name of the file to write ends in .npz")
     model = vatt.load_as(vatt.Trained, run).to(processes.device)
-    kind, rows, ids, problems = contents(source, wanted.kind, wanted.seconds)
+    kind, root, rows, ids, problems = contents(source, wanted.kind, wanted.seconds)
     space = wanted.space or SPACES[kind][0]
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
     windows = wanted.windows if kind in ("video", "audio") else 1
-    changed = file_states(source / path for path in dict.fromkeys(row.path for row in rows))
+    changed = file_states(root / path for path in dict.fromkeys(row.path for row in rows))
     key = digest(weights_digest(model), kind, space, windows, changed, *zip(ids, rows, strict=True))
     if out.is_file() and read(out)["key"] == key:
         return processes.print(f"{out} holds all {len(ids)} already")
-    mine = np.arange(processes.rank, len(ids), processes.world)
-    kept = Partial(out, processes, model.config.d_va if space == "va" else model.config.d_vt, key, len(mine))
-    left = mine[kept.rows :]
+    width = model.config.d_va if space == "va" else model.config.d_vt
     unit = (f"moments of {wanted.seconds:g} s" if wanted.seconds and kind == "video" else
             "sentences" if kind == "text" else f"{kind} files")
-    processes.print(f"{source}: {len(ids)} {unit}, {windows} window{'s' * (windows > 1)} each, space {space}; "
-                    f"{kept.rows} done before")
+    processes.print(f"{source}: {len(ids)} {unit}, {plural(windows, 'window')} each, space {space}")
     with tempfile.TemporaryDirectory() as scratch:
         if kind == "text":
-            parts = ((model.embed_texts([ids[i] for i in left[k : k + how.batch]]), []) for k in range(0, len(left), how.batch))
+            parts = lambda left: ((model.embed_texts([ids[i] for i in left[k : k + how.batch]]), [])
+                                  for k in range(0, len(left), how.batch))
         else:
-            listed = data.Source(index.write(Path(scratch) / "index", source, rows), left)
+            listed = index.write(Path(scratch) / "index", root, rows)
             spec = model.spec("audio" if kind == "audio" else "video", windows)  # an image is a video that stands still
-            parts = vectors(model, data.TestDataset([listed], spec), space, how)
-        pause = 0.5 if sys.stderr.isatty() else 30
-        with tqdm(total=len(mine), initial=kept.rows, mininterval=pause, disable=not processes.first) as bar:
-            for z, failed in parts:
-                kept.add(z)
-                bar.update(len(z))
-                problems += [printable(f"{path}: {reason}") for path, reason in failed]
-    table = shares(torch.from_numpy(kept.read()), len(ids), processes).numpy()
-    problems = [line for part in processes.collect(problems) for line in part]
-    if processes.first:
-        good = ~np.isnan(table[:, 0])
-        names, times = np.array(ids, str), np.array([(row.start, row.end) for row in rows])
-        write_whole(out, lambda file: np.savez(file, ids=names[good], vectors=table[good], times=times[good], space=space,
-                                               kind=kind, unreadable=names[~good], source=str(source), key=key))
-        for line in list(dict.fromkeys(problems))[:10]:
-            print(f"warning: {line}", file=sys.stderr)
-        print(f"{out}: ids and vectors ({good.sum()} x {kept.width}); {(~good).sum()} could not be read")
-    processes.wait()
-    kept.remove()
+            parts = lambda left: vectors(model, data.TestDataset([data.Source(listed, left)], spec), space, how)
+        with resumed(out, key, len(ids), width, parts, processes) as (table, failed):
+            problems += [printable(f"{path}: {reason}") for path, reason in failed]
+            if processes.first:
+                good = ~np.isnan(table[:, 0])
+                names, times = np.array(ids, str), np.array([(row.start, row.end) for row in rows])
+                write_whole(out, lambda file: np.savez(
+                    file, ids=names[good], vectors=table[good], times=times[good], space=space, kind=kind,
+                    unreadable=names[~good], source=str(source), key=key))
+                for line in list(dict.fromkeys(problems))[:10]:
+                    print(f"warning: {line}", file=sys.stderr)
+                print(f"{out}: ids and vectors ({good.sum()} x {width}); {(~good).sum()} could not be read")
 
 
-def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str, list[Row], list[str], list[str]]:
-    """A folder or a text file -> (kind, rows, their ids in order, problems)"""
+def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str, Path, list[Row], list[str], list[str]]:
+    """A folder, a media file or a text file -> (kind, the folder that the rows lie in, rows, their ids in order, problems)"""
     problems: list[str] = []
-    if source.is_file():
-        if TYPES.get(source.suffix.lower()):
-            raise ValueError(f"{source} is one file: name the folder that holds it, or a text file of one sentence a line")
+    if source.is_file() and source.suffix.lower() not in TYPES:
         texts = [line.strip() for line in source.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
         if not texts or kind not in (None, "text"):
             raise ValueError(f"{source} holds no sentence" if not texts else f"--kind {kind}: {source} is a text file")
-        return "text", [Row("", 0.0, math.inf, [])] * len(texts), texts, problems
-    if not source.is_dir():
-        raise ValueError(f"there is no {source}: name a folder of videos, audio or images, or a text file")
-    files = Files(source, problems)
-    kinds = [TYPES[os.path.splitext(path)[1].lower()] for path in files.media]
-    if not kinds:
-        raise ValueError(f"{source} holds no video, audio or image")
-    if kind is None:
-        kind = max(set(kinds), key=lambda k: (kinds.count(k), k))
-        if kinds.count(kind) < len(kinds):
-            problems.append(f"{source}: {len(kinds) - kinds.count(kind)} files are no {kind} and left out: --kind takes others")
-    takes = ("audio", "video") if kind == "audio" and "audio" not in kinds else (kind,)
-    paths = [path for path, k in zip(files.media, kinds, strict=True) if k in takes]
-    if not paths:
-        raise ValueError(f"{source} holds no {kind}")
+        return "text", source.parent, [Row("", 0.0, math.inf, [])] * len(texts), texts, problems
+    root, paths = files_in(source, problems)
+    kind, paths = of_kind(source, paths, kind, problems)
     if seconds and kind == "video":
-        items, ids = moments(source, paths, seconds, problems)
-        return kind, items, ids, problems
-    return kind, [Row(path, 0.0, math.inf, []) for path in paths], paths, problems
+        return kind, root, *moments(root, paths, seconds, problems), problems
+    return kind, root, [Row(path, 0.0, math.inf, []) for path in paths], paths, problems
+
+
+def files_in(source: Path, problems: list[str]) -> tuple[Path, list[str]]:
+    """A folder, or one media file -> (the folder, paths of media below it)"""
+    if source.is_file():
+        return source.parent, [source.name]
+    if not source.is_dir():
+        raise ValueError(f"there is no {source}: name a folder of videos, audio or images, one of them, or a text file")
+    return source, Files(source, problems).media
+
+
+def of_kind(source: Path, paths: list[str], kind: str | None, problems: list[str]) -> tuple[str, list[str]]:
+    """The paths of a kind, "video", "audio" (that of videos, where there is no other) or "image"; None: what most are"""
+    kinds = [TYPES.get(os.path.splitext(path)[1].lower()) for path in paths]
+    if not any(kinds):
+        raise ValueError(f"{source} holds no video, audio or image")
+    given, kind = kind, kind or max(set(kinds) - {None}, key=lambda k: (kinds.count(k), k))
+    takes = ("audio", "video") if kind == "audio" and "audio" not in kinds else (kind,)
+    chosen = [path for path, k in zip(paths, kinds, strict=True) if k in takes]
+    if not chosen:
+        raise ValueError(f"{source} holds no {kind}")
+    if not given and len(chosen) < len(paths):
+        problems.append(f"{source}: {len(paths) - len(chosen)} files are no {kind} and left out: --kind takes others")
+    return kind, chosen
 
 
 def moments(source: Path, paths: list[str], seconds: float, problems: list[str]) -> tuple[list[Row], list[str]]:
@@ -185,6 +204,26 @@ def moments(source: Path, paths: list[str], seconds: float, problems: list[str])
     if not items:
         raise ValueError(f"none of the {len(paths)} videos below {source} can be read, first {problems[-1]}")
     return items, ids
+
+
+@contextlib.contextmanager
+def resumed(out: Path, key: str, total: int, width: int, parts: Callable, processes: Processes):
+    """(rows (total, width), what failed now) of all processes, where parts(numbers) gives some as `rows_of` does.
+
+    What is done stays beside `out`, which the caller writes in the block, until that is done, so that the same command goes
+    on: `key` tells whether it is the same.
+    """
+    mine, failed = np.arange(processes.rank, total, processes.world), []
+    kept = Partial(out, processes, width, key, len(mine))
+    if kept.rows:
+        processes.print(f"{kept.rows} done before")
+    for z, bad in parts(mine[kept.rows :]):
+        kept.add(z)
+        failed += bad
+    table = shares(torch.from_numpy(kept.read()), total, processes).numpy()
+    yield table, [pair for part in processes.collect(failed) for pair in part]
+    processes.wait()
+    kept.remove()
 
 
 class Partial:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import data
 import losses
@@ -121,7 +120,7 @@ def features(model: vatt.Classifier, clips: data.TestDataset, cached: Path, how:
     unread = {path for path, _ in failed}
     left = [i for i, name in enumerate(names) if i not in rows and name not in unread]
     if left:
-        stopped = compute(model, clips.part(left), left, cached.stem, how, rows, failed)
+        stopped = compute(model, clips.part(left), left, how, rows, failed)
         rows = {i: row for part in how.processes.collect(rows) for i, row in part.items()}
         failed = sorted({tuple(pair) for part in how.processes.collect(failed) for pair in part})
         if how.processes.first and rows:
@@ -140,21 +139,18 @@ def features(model: vatt.Classifier, clips: data.TestDataset, cached: Path, how:
                     failed)
 
 
-def compute(model: vatt.Classifier, clips: data.TestDataset, left: list[int], title: str, how: Reading, rows: dict,
+def compute(model: vatt.Classifier, clips: data.TestDataset, left: list[int], how: Reading, rows: dict,
             failed: list) -> int:
     """Add this process's share of the files `left` to `rows`, number -> (z, y), or to `failed` -> 0, or a signal's code."""
     processes = how.processes
     views = lambda batch: vatt.each_view(model.features, batch[model.kind])
     processes.shutdown = shutdown = GracefulShutdown(processes.first)
-    quiet = not (processes.first and sys.stderr.isatty())
     try:
-        with tqdm(total=len(left), desc=title, unit="file", disable=quiet) as bar:
-            for batch, z, bad in vatt.over_files(model, views, how.batches(clips), processes.device):
-                failed += bad
-                bar.update(processes.world * (len(bad) + (len(z) if batch else 0)))
-                if batch:
-                    rows.update((left[i], (zi.clone(), yi.clone())) for i, zi, yi in zip(
-                        batch["number"].tolist(), z.float().cpu(), batch["labels"].cpu(), strict=True))
+        for batch, z, bad in vatt.over_files(model, views, how.batches(clips), processes.device):
+            failed += bad
+            if batch:
+                rows.update((left[i], (zi.clone(), yi.clone())) for i, zi, yi in zip(
+                    batch["number"].tolist(), z.float().cpu(), batch["labels"].cpu(), strict=True))
     except Stopped:
         return shutdown.code or 128 + signal.SIGTERM
     finally:
