@@ -1,5 +1,6 @@
 """Scores of trained runs (Sections 4.2.1 to 4.2.4). `python evaluate.py` prints what the demo's runs have left.
 
+    predict RUN FILE|FOLDER|LIST the best labels of files that have none
     classify RUN [DATA]          classes of films, sounds or images: several views each, their logits averaged
     retrieve RUN DATA            films by their captions, without having trained on any of them (zero-shot)
     embed RUN FOLDER OUT.npz     vectors of films, sounds, images or sentences
@@ -11,6 +12,7 @@ Under torchrun each process takes its share of the files, and every file counts 
 import argparse
 import collections
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,14 @@ import torch.nn.functional as F
 
 import data
 import vatt
-from engine.errors import fail, printable, user_errors
+from engine.arguments import count, positive, whole
+from engine.errors import Unreadable, fail, plural, printable
 from engine.loading import Batches, WorkerError
 from engine.processes import Processes
 from engine.run import Run, write_text
 from sources import official
 from sources.labelled import Labelled
-from tools import embed, figures, tables
+from tools import embed, figures, predict, tables
 from tools.search import search
 from weights import files
 
@@ -204,41 +207,50 @@ def score(model, scores: torch.Tensor, targets: torch.Tensor, failed: list, per_
 # Commands
 
 def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
-    """Scores of a run of finetune.py on a data set, a table of its classes, and its confusion matrix."""
+    """Scores of a run of finetune.py on a data set, tables of its classes and of the files, its confusion matrix."""
     processes = how.processes
-    with user_errors():
-        model = vatt.load_as(vatt.Classifier, args.run).to(processes.device)
-        model.precision = how.precision
-        saved = Run(files.folder(args.run)).read_config()["settings"]
-        trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
-        part, args.data = args.part or trained, args.data or saved.get("data", "")
-        found = source(args, part, processes)
-        if not found.classes:
-            raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
-        if found.kind not in vatt.READS[model.kind]:
-            raise ValueError(f"{args.data} has files of kind {found.kind}, and {args.run} was trained on {model.kind}")
-        if found.multi != model.multi:
-            raise ValueError(f"{args.data} has {'several classes' if found.multi else 'one class'} a file, and {args.run} was "
-                             f"trained on data with {'several' if model.multi else 'one'}")
-        windows, crops = (getattr(args, name) or saved.get(name) or 1 for name in ("windows", "crops"))
-        spec = model.spec(windows, crops)._replace(cache=saved.get("cache") or 0.0)
-        numbers = renumbered(found, model.classes, args)
-        clips = data.TestDataset([data.Source.to_test(found.test)], spec, classes=len(model.classes), numbers=numbers)
-    scores = classify(model, how.batches(clips), processes, per_class=True)
+    model = vatt.load_as(vatt.Classifier, args.run).to(processes.device)
+    model.precision = how.precision
+    saved = Run(files.folder(args.run)).read_config()["settings"]
+    trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
+    part, args.data = args.part or trained, args.data or str(saved.get("data", ""))
+    found = source(args, part, processes)
+    if not found.classes:
+        raise ValueError(f"{args.data} has captions, not classes: python evaluate.py retrieve takes it")
+    if found.kind not in vatt.READS[model.kind]:
+        raise ValueError(f"{args.data} has files of kind {found.kind}, and {args.run} was trained on {model.kind}")
+    if found.multi != model.multi:
+        raise ValueError(f"{args.data} has {'several classes' if found.multi else 'one class'} a file, and {args.run} was "
+                         f"trained on data with {'several' if model.multi else 'one'}")
+    rows, labels = found.test, predict.of_classifier(model, args.windows, args.crops)
+    spec, numbers = labels.spec._replace(cache=saved.get("cache") or 0.0), renumbered(found, model.classes, args)
+    clips = data.TestDataset([data.Source(rows, np.arange(processes.rank, len(rows), processes.world))], spec)
+    scored = embed.rows_of(model, labels.forward, len(model.classes), clips, how._replace(precision="fp32"))
+    logits, failed = embed.every_row(scored, len(rows), len(model.classes), processes)
     if not processes.first:
         return
+    targets, read = torch.zeros(len(rows), len(model.classes)), ~logits[:, 0].isnan()
+    for i in range(len(rows)):
+        targets[i, [numbers[k] for k in rows.labels_of(i)]] = 1
+    scores = score(model, logits[read], targets[read], failed, per_class=True)
     if not scores["N"]:
-        fail(3, f"none of the {len(found.test)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
+        fail(3, f"none of the {len(rows)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
     if saved.get("data") == args.data and part != trained:
         print(f"warning: {args.run} was trained on part {trained}, so that some of these files trained it", file=sys.stderr)
-    in_time, in_space = f"{windows} windows of {spec.seconds:g} s", f"{crops} crops of {spec.size} pixels"
+    in_time = f"{plural(spec.windows, 'window')} of {spec.seconds:g} s"
+    in_space = f"{plural(spec.crops, 'crop')} of {spec.size} pixels"
     seen = {"video": f"{in_time} x {in_space}", "audio": in_time, "image": in_space}[model.kind]
     print(f"{seen} a file, {'probabilities' if model.head == 'low-rank' else 'logits'} averaged; N = {scores['N']} "
           f"files, {len(model.classes)} classes; ties count against the model\n\n{tables.classes(scores)}")
     tables.warn_unreadable(scores["unreadable"])
     name = found.name + (f"-{part}" if official.parts(args.data) > 1 else "")
     ends = tables.write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
-    written = ["evaluate.json", f"{name}-classes.csv"]
+    true = ["|".join(model.classes[k] for k in row.nonzero()[:, 0]) for row in targets]
+    why = dict(map(tuple, scores["unreadable"]))
+    tables.write_files(args.out / f"{name}-files.csv", [rows.name(i) for i in range(len(rows))], model.classes,
+                       model.probabilities(logits), ["" if good else why.get(rows.name(i), "could not be read")
+                                                     for i, good in enumerate(read.tolist())], true)
+    written = ["evaluate.json", f"{name}-classes.csv", f"{name}-files.csv"]
     if not model.multi:
         drawn = figures.confusion(scores["confusion"], list(map(printable, model.classes)), args.out / f"{name}-confusion.png")
         written.append(f"{name}-confusion.png" if drawn else "pip install matplotlib draws the confusion matrix too")
@@ -250,20 +262,15 @@ def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
 def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     """Zero-shot retrieval of videos, or of parts of them, by their captions (Section A.3.3)."""
     processes = how.processes
-    with user_errors():
-        model = vatt.load_as(vatt.Trained, args.run).to(processes.device)
-        found = source(args, 1, processes)
-        if found.classes:
-            raise ValueError(f"{args.data} has classes, not captions: python evaluate.py classify takes it")
-        spec = model.spec("video", args.windows or 4)
-        spec = spec._replace(fps=args.fps or OFFICIAL_FPS.get(found.name, spec.fps))
-        mine = data.Source(found.test, np.arange(processes.rank, len(found.test), processes.world))
-    rows, failed = [torch.zeros(0, model.config.d_vt)], []
-    for z, bad in embed.vectors(model, data.TestDataset([mine], spec), "vt", how):
-        rows.append(z)
-        failed += bad
-    videos = embed.shares(torch.cat(rows), len(found.test), processes)
-    failed = [list(pair) for part in processes.collect(failed) for pair in part]
+    model = vatt.load_as(vatt.Trained, args.run).to(processes.device)
+    found = source(args, 1, processes)
+    if found.classes:
+        raise ValueError(f"{args.data} has classes, not captions: python evaluate.py classify takes it")
+    spec = model.spec("video", args.windows or 4)
+    spec = spec._replace(fps=args.fps or OFFICIAL_FPS.get(found.name, spec.fps))
+    mine = data.Source(found.test, np.arange(processes.rank, len(found.test), processes.world))
+    parts = embed.vectors(model, data.TestDataset([mine], spec), "vt", how)
+    videos, failed = embed.every_row(parts, len(found.test), model.config.d_vt, processes)
     if not processes.first:
         return
     read = ~videos[:, 0].isnan()
@@ -280,6 +287,12 @@ def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     print(tables.retrieval({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent"))
     tables.warn_unreadable(failed)
     tables.keep(args.out, f"retrieve_{found.name}", {**scores, "unreadable": len(failed)})
+
+
+def embed_command(args: argparse.Namespace, how: embed.Reading) -> None:
+    """Vectors of files"""
+    windows = args.windows or (1 if args.seconds else 4)
+    embed.embed(args.run, embed.Wanted(args.source, args.kind, args.space, args.seconds, windows), args.out, how)
 
 
 def source(args, part: int, processes: Processes) -> Labelled:
@@ -319,75 +332,77 @@ def flags() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description="Scores of trained runs. Without a command: those that the demo's runs have left.")
     commands = p.add_subparsers(dest="command", metavar="COMMAND")
 
-    def command(name: str, text: str, *positional: tuple[str, str]) -> argparse.ArgumentParser:
+    def command(call: Callable, name: str, text: str, **positional: str) -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
-        for what, meaning in positional:
-            c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning)
-        c.add_argument("--windows", type=int,
+        c.set_defaults(call=call)
+        for what, meaning in {"run": "folder of a trained run, or its best.pt or model.safetensors", **positional}.items():
+            c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning, nargs="?" if (
+                name == "classify" and what == "data") else None)
+        c.add_argument("--windows", type=count,
                        help="in time, spread over a file (default: a classifier's own, 1 of a moment, else 4)")
-        c.add_argument("--batch", type=int, default=32, help="views that pass the model at a time (default 32)")
-        c.add_argument("--workers", type=int, default=0, help="processes that decode, for each process (default 0)")
+        c.add_argument("--batch", type=count, default=32, help="views that pass the model at a time (default 32)")
+        c.add_argument("--workers", type=whole, default=0, help="processes that decode, for each process (default 0)")
         c.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the Transformers")
+        c.add_argument("--timeout", type=positive, default=600.0, metavar="SECONDS",
+                       help="that a file, or another process, may take; then the command names it and ends (default 600)")
         return c
 
-    outside = lambda c: c.add_argument("--allow-outside", action="store_true", help="a csv may name files outside its folder")
-    run, data = ("run", "folder of a trained run"), ("data", "[KIND=]PATH of a data set; see docs/data.md")
-    c = command("classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py", run)
-    c.add_argument("data", nargs="?", help=f"{data[1]} (default: the run's own)")
-    c.add_argument("--crops", type=int, help="in space, along the longer side (default: the run's own)")
-    c.add_argument("--split", "--fold", dest="part", type=int, metavar="N", help="official one (default: the run's own)")
+    outside = lambda c: c.add_argument("--allow-outside", action="store_true", help="a list may name files outside its folder")
+    crops = lambda c: c.add_argument("--crops", type=count, help="in space, along the longer side (default: the run's own)")
+    dataset = "[KIND=]PATH of a data set; see docs/data.md"
+    c = command(predict.predict, "predict", "the best labels of files that have none, with their probabilities",
+                source="a video, audio file or image, a folder of them, or a list: a path a line, or a csv with a column path")
+    c.add_argument("--classes", type=Path, metavar="FILE", help="for a pre-trained run: names to choose from, one a line")
+    c.add_argument("--sentence", default="{}", help="what is said of each of them, {} is its name (default {})")
+    c.add_argument("--top", type=count, default=3, help="labels to print of a file (default 3); the csv has all")
+    c.add_argument("--out", type=Path, default=Path("predictions.csv"), help="csv to write (default predictions.csv)")
+    crops(c)
+    outside(c)
+    c = command(classify_command, "classify", "top-1 and top-5, or mAP, AUC and d-prime, of a run of finetune.py",
+                data=f"{dataset} (default: the run's own)")
+    crops(c)
+    c.add_argument("--split", "--fold", dest="part", type=count, metavar="N", help="official one (default: the run's own)")
     c.add_argument("--out", type=Path, help="folder for tables and pictures (default: the run)")
     outside(c)
-    c = command("retrieve", "zero-shot retrieval of films by their captions: R@1, R@5, R@10, median rank", run, data)
-    c.add_argument("--fps", type=float, help="frames per second (default: 12.5 for YouCook2 and MSR-VTT, else the run's own)")
+    c = command(retrieve_command, "retrieve", "zero-shot retrieval of videos by their captions: R@1, R@5, R@10, median rank",
+                data=dataset)
+    c.add_argument("--fps", type=positive, help="frames per second (default: 12.5 for YouCook2, MSR-VTT, else the run's own)")
     c.add_argument("--out", type=Path, help="folder for evaluate.json (default: the run)")
     outside(c)
-    c = command("embed", "vectors of all files of a folder, or of all lines of a text file, in one .npz", run,
-                ("source", "folder of films, sounds or images, or a text file"), ("out", "the .npz to write"))
+    c = command(embed_command, "embed", "vectors of all files of a folder, or of all lines of a text file, in one .npz",
+                source="a folder of videos, audio or images, one of them, or a text file", out="the .npz to write")
     c.add_argument("--kind", choices=("video", "audio", "image", "text"), help="of files (default: what most are)")
-    c.add_argument("--space", choices=("vt", "va"), help="common space (default: vt, with text; sound has only va)")
-    c.add_argument("--seconds", type=float, help="cut films into moments of this length (default: a vector for a whole film)")
-    c = command("search", "the moments of films that are nearest to some words, with a picture of them", run,
-                ("words", "what to look for, in quotes"))
-    c.add_argument("--in", dest="source", type=Path, required=True, metavar="FOLDER", help="folder of films")
-    c.add_argument("--top", type=int, default=8, help="moments to show (default 8)")
-    c.add_argument("--out", type=Path, default=Path("search.png"), help="picture to draw (default search.png)")
+    c.add_argument("--space", choices=("vt", "va"), help="common space (default: vt, with text; audio has only va)")
+    c.add_argument("--seconds", type=positive, help="cut videos into moments of this length (default: whole ones)")
+    c = command(search, "search", "the moments of videos that are nearest to some words, as a table, a picture and a page",
+                words="what to look for, in quotes")
+    c.add_argument("--in", dest="source", type=Path, required=True, metavar="FOLDER", help="folder of videos, or one")
+    c.add_argument("--top", type=count, default=8, help="moments to show (default 8)")
+    c.add_argument("--per-video", type=count, default=2, metavar="N", help="at most so many of one video (default 2)")
+    c.add_argument("--json", type=Path, metavar="FILE", help="write them as JSON, too")
+    c.add_argument("--out", type=Path, default=Path("search.png"), help="picture to draw; the page lies beside it (default "
+                   "search.png)")
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command"""
-    p = flags()
-    args = p.parse_args(argv)
-    if not args.command:
-        with user_errors():
-            print(tables.left())
-        return
-    for name in ("windows", "batch", "crops", "part", "top", "fps", "seconds"):
-        if getattr(args, name, None) is not None and not 0 < getattr(args, name) < float("inf"):
-            p.error(f"--{name} must be above 0, not {getattr(args, name)}")
-    if args.workers < 0:
-        p.error(f"--workers must be at least 0, not {args.workers}")
-    how = embed.Reading(Processes(), args.batch, args.workers, args.precision)
+    args = flags().parse_args(argv)
     try:
+        if not args.command:
+            return print(tables.left())
+        how = embed.Reading(Processes(args.timeout), args.batch, args.workers, args.precision, args.timeout)
         if args.command in ("classify", "retrieve"):
             args.out = args.out or files.folder(args.run)
-            (classify_command if args.command == "classify" else retrieve_command)(args, how)
-        elif args.command == "embed":
-            windows = args.windows or (1 if args.seconds else 4)
-            embed.embed(args.run, embed.Wanted(args.source, args.kind, args.space, args.seconds, windows), args.out, how)
-        else:
-            search(args.run, args.words, args.source, args.out, args.top, how)
-    except (ValueError, OSError) as error:
-        if args.command in ("classify", "retrieve"):  # past `user_errors`, it is a bug
-            raise
-        fail(2, str(error))
-    except FloatingPointError as error:
+        args.call(args, how)
+    except (ValueError, OSError, Unreadable) as error:
+        fail(2, printable(str(error)))
+    except (FloatingPointError) as error:
         fail(3, str(error))
     except WorkerError as error:
-        fail(3, f"{error}: move the file away, and try again")
+        fail(3, f"{printable(str(error))}: move the file away, and try again")
     except KeyboardInterrupt:
-        fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search") else ""))
+        fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search", "predict") else ""))
     how.processes.end()
 
 

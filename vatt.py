@@ -252,9 +252,7 @@ class Trained(VATT):
     @torch.no_grad()
     def embed_file(self, path: str | Path, spec: data.ClipSpec, space: str) -> torch.Tensor:
         """One file, cut as `spec` says -> (d,)"""
-        with Media(path) as media:
-            _, views = data.read_views(media, Row(str(path), 0.0, math.inf, []), spec)
-        return self.embed_views(torch.from_numpy(views[spec.modalities[0]])[None].to(self.device), space)[0]
+        return self.embed_views(read_file(path, spec).to(self.device), space)[0]
 
     def embed_views(self, x: torch.Tensor, space: str) -> torch.Tensor:
         """Views of video (B, V, T, H, W, 3) or audio (B, V, S) -> (B, d), the mean of their vectors, normalised"""
@@ -273,6 +271,13 @@ class Trained(VATT):
     def device(self) -> torch.device:
         """Where the weights are"""
         return self.backbones.W_vp.device
+
+
+def read_file(path: str | Path, spec: data.ClipSpec) -> torch.Tensor:
+    """All views of one file, as a batch of one: (1, V, ..)"""
+    with Media(path) as media:
+        _, views = data.read_views(media, Row(str(path), 0.0, math.inf, []), spec)
+    return torch.from_numpy(views[spec.modalities[0]])[None]
 
 
 def each_view(function: Callable, x: torch.Tensor) -> torch.Tensor:
@@ -301,7 +306,8 @@ def over_files(model: nn.Module, forward: Callable[[dict], Any], batches: Batche
 class Classifier(nn.Module):
     """A backbone for `kind`, "video", "audio" or "image", and logits of `classes`; `multi`: a clip may have several.
 
-    head: "linear" to fine-tune, "low-rank" for a frozen backbone. `precision` is that of the backbone: fp32, bf16 or fp64.
+    head: "linear" to fine-tune, "low-rank" for a frozen backbone. `precision` is that of the backbone: fp32, bf16 or fp64;
+    `windows` and `crops` are the views of a file to test on.
     """
 
     def __init__(self, config: Config, kind: str, classes: list[str], multi: bool = False, head: str = "linear",
@@ -309,7 +315,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.config, self.kind, self.classes, self.multi, self.head = config, kind, classes, multi, head
         self.components = components
-        self.precision = "fp32"
+        self.precision, self.windows, self.crops = "fp32", 1, 1
         self.backbone = VARIANTS[config.variant].backbones(config, ("audio" if kind == "audio" else "video",))
         d = (config.audio if kind == "audio" else config.video).d
         if head == "linear":
@@ -338,15 +344,27 @@ class Classifier(nn.Module):
             return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
         return logits.mean(1)
 
+    @torch.no_grad()
+    def predict(self, path: str | Path, top: int = 5) -> list[tuple[str, float]]:
+        """The `top` best labels of a file and their probabilities, the best first. Raises Unreadable."""
+        x = read_file(path, self.spec()).to(next(self.parameters()).device)
+        best = self.probabilities(self.over_views(each_view(self, x)))[0].topk(min(top, len(self.classes)))
+        return [(self.classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """(.., C) -> (.., C); each by itself where a file may have several classes, else their sum is 1"""
+        return logits.float().sigmoid() if self.multi else logits.float().softmax(-1)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights"""
         return next(self.parameters()).dtype
 
-    def spec(self, windows: int, crops: int) -> data.ClipSpec:
+    def spec(self, windows: int | None = None, crops: int | None = None) -> data.ClipSpec:
         """Views of a file as this model takes them"""
         c = self.config
-        return data.ClipSpec((self.kind,), c.frames, c.fps, c.size, c.rate, windows=windows, crops=crops)
+        return data.ClipSpec((self.kind,), c.frames, c.fps, c.size, c.rate, windows=windows or self.windows,
+                             crops=crops or self.crops)
 
     def describe(self) -> dict:
         """What `load` needs to build it again"""
@@ -374,8 +392,8 @@ def resize_table(table: torch.Tensor, n: int) -> torch.Tensor:
 def load(run: str | Path) -> "Trained | Classifier":
     """The model of a run, in eval mode: of pretrain.py one that embeds, of finetune.py a classifier; its last checkpoint.
 
-    run: a folder, or the model.safetensors in a folder with its config.json (and vocabulary.txt). Raises ValueError where
-    `run` is none, or its weights are of another model.
+    run: a folder, or its model.safetensors, best.pt or checkpoint, beside config.json (and vocabulary.txt). Raises
+    ValueError where `run` is none, or its weights are of another model.
     """
     run = Path(run)
     folder = files.folder(run)
@@ -383,6 +401,8 @@ def load(run: str | Path) -> "Trained | Classifier":
     if "classes" in saved:
         model = Classifier(Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"],
                            components=saved["components"])
+        settings = Run(folder).read_config()["settings"]
+        model.windows, model.crops = settings.get("windows") or 1, settings.get("crops") or 1
     else:
         model = Trained(Config.from_json(saved))
         model.vocabulary = vocabulary(run)
@@ -408,7 +428,7 @@ def load_as(kind: type, run: Path) -> "Trained | Classifier":
 
 
 def read_config(run: Path, what: str) -> dict:
-    """config.json of a run, which may be named by its model.safetensors; ValueError, about `what`, where there is none"""
+    """config.json of a run, which may be named by a file of weights; ValueError, about `what`, where there is none"""
     folder = files.folder(run)
     if not (folder / "config.json").is_file():
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))

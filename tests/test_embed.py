@@ -158,9 +158,9 @@ def test_of_moments_that_overlap_only_the_best_is_shown():
 @pytest.mark.parametrize(("command", "said"), [
     ("embed RUN NONE OUT.npz", "there is no"), ("embed RUN FILMS OUT.csv", "ends in .npz"),
     ("embed NONE FILMS OUT.npz", "is no run"), ("embed RUN FILMS OUT.npz --kind image", "holds no image"),
-    ("embed RUN FILMS/00.mp4 OUT.npz", "is one file: name the folder"), ("embed RUN EMPTY OUT.npz", "holds no video"),
+    ("embed RUN EMPTY OUT.npz", "holds no video"),
     ("embed RUN FILMS OUT.npz --kind audio --space vt", "audio has vectors in va alone"),
-    ("embed RUN FILMS OUT.npz --seconds -1", "must be above 0"), ("search RUN xyzzy --in FILMS", "knows no word of 'xyzzy'"),
+    ("embed RUN FILMS OUT.npz --seconds -1", "must be above"), ("search RUN xyzzy --in FILMS", "knows no word of 'xyzzy'"),
     ("search RUN red --in EMPTY", "holds no video"), ("search RUN ?! --in FILMS", "knows no word of '[?]!'")])
 def test_what_cannot_be_is_one_line_and_exit_code_2(run, films, tmp_path, capsys, command, said):
     (tmp_path / "empty").mkdir()

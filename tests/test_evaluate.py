@@ -236,7 +236,7 @@ def test_images_are_classified(tmp_path, capsys):
                 file.mux(stream.encode(None))
     run = finetuned(tmp_path / "run", "image", ["a", "b"])
     evaluate.main(["classify", str(run), str(tmp_path / "images")])
-    assert "1 crops of 16 pixels a file, logits averaged; N = 3 files, 2 classes" in capsys.readouterr().out
+    assert "1 crop of 16 pixels a file, logits averaged; N = 3 files, 2 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("command", "said"), [
@@ -244,7 +244,7 @@ def test_images_are_classified(tmp_path, capsys):
     ("classify RUN CAPTIONS --allow-outside", "has captions, not classes"),
     ("classify TRAINED FILMS", "is pre-trained and has no classifier"), ("classify NONE FILMS", "is no run"),
     ("classify OTHER FILMS", "has 3 classes that .* was not trained on, first 'bright'"),
-    ("classify RUN FILMS --windows 0", "--windows must be above 0"), ("classify RUN NONE", "there is no"),
+    ("classify RUN FILMS --windows 0", "--windows: must be at least 1"), ("classify RUN NONE", "there is no"),
     ("classify MULTI FILMS", "has one class a file, and .* was trained on data with several"),
     ("classify IMAGES FILMS", "has files of kind video, and .* was trained on image"),
     ("retrieve TRAINED FILMS", "has classes, not captions"), ("retrieve RUN CAPTIONS", "is fine-tuned for classes"),

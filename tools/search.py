@@ -1,7 +1,5 @@
 """Search: the moments of videos that are nearest to some words (Section A.3.3)."""
 
-from pathlib import Path
-
 import torch
 
 import vatt
@@ -11,12 +9,13 @@ from tools.embed import Reading, Wanted, digest, embed, read
 from weights import files
 
 
-def search(run: Path, words: str, source: Path, out: Path, top: int, how: Reading) -> None:
+def search(args, how: Reading) -> None:
     """Print the moments of the videos in a folder that are nearest to the words, and draw them to `out`.
 
     A moment is as long as a clip of the model; no two of those printed overlap. Their vectors are kept in the run's folder.
     ValueError where the run knows none of the words, or no video can be read.
     """
+    run, words, source, out, top = args.run, args.words, args.source, args.out, args.top
     model = vatt.load_as(vatt.Trained, run).to(how.processes.device)
     asked = model.vocabulary.split(words)
     unknown = [word for word in asked if word not in model.vocabulary.ids]

@@ -2,11 +2,14 @@
 
 import contextlib
 import csv
+import io
 import json
 from pathlib import Path
 
+import torch
+
 from engine.errors import printable
-from engine.run import Run, write_text
+from engine.run import Run, write_text, write_whole
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
 DEMO = (Path("runs/demo"), Path("runs/demo-finetune"))
@@ -62,6 +65,32 @@ def write_classes(scores: dict, classes: list[str], path: Path) -> str:
     if len(ranked) <= 10:
         return f"{names[0]} by class: {say(ranked[::-1])}"
     return f"lowest {names[0]}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
+
+
+FILES = ("path", "unreadable", "label", "probability")  # the first columns of a csv of files
+
+
+def write_files(path: Path, ids: list[str], classes: list[str], probabilities: torch.Tensor, why: list[str],
+                true: list[str] | None = None) -> None:
+    """Writes a row a file: why it could not be read, its best label, the true ones where given, and all probabilities (N, C)"""
+    def rows(file):
+        text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="", write_through=True)
+        out = csv.writer(text, lineterminator="\n")
+        out.writerow([*FILES, *["true"] * bool(true), *(f"p({name})" for name in classes)])
+        for i, (name, p, reason) in enumerate(zip(ids, probabilities.tolist(), why, strict=True)):
+            best = ["", ""] if reason else [classes[k := p.index(max(p))], f"{p[k]:.4f}"]
+            right = [true[i]] if true else []
+            out.writerow([name, reason, *best, *right, *("" if reason else f"{x:.4g}" for x in p)])
+        text.detach()
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, rows)
+
+
+def is_of_files(path: Path) -> bool:
+    """Whether a csv is of `write_files`"""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(100).startswith(",".join(FILES))
 
 
 def warn_unreadable(failed: list) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine.run import Run, write_whole
+from engine.run import Run, read_checkpoint, write_whole
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
@@ -55,17 +55,19 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def folder(run: Path) -> Path:
-    """The folder of a run, which may be named by its model.safetensors"""
-    return run.parent if run.suffix == ".safetensors" else run
+    """The folder of a run, which may be named by its model.safetensors, best.pt or another checkpoint"""
+    return run.parent if run.suffix in (".safetensors", ".pt") else run
 
 
 def of_run(run: Path) -> dict[str, torch.Tensor]:
-    """The weights of a run: of its newest checkpoint, else of its model.safetensors, or of the .safetensors file named.
+    """The weights of a run: of its newest checkpoint, else of its model.safetensors, or of the very file that is named.
 
     Raises ValueError where there is none.
     """
     if run.suffix == ".safetensors":
         return read(run)
+    if run.suffix == ".pt":
+        return read_checkpoint(run)["model"]
     if state := Run(run).newest():
         return state["model"]
     if (run / "model.safetensors").is_file():
