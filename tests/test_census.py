@@ -6,10 +6,10 @@ import pytest
 import runs
 from films import TINY, folder
 
-import data
 import pretrain
 from sources import index
 from sources.census import captions, folders, settle
+from tools import show
 
 
 def begun(tmp_path):
@@ -74,7 +74,7 @@ def test_another_number_of_sources_is_refused(tmp_path):
 def test_shards_may_be_moved_and_others_are_refused(tmp_path):
     root = folder(tmp_path / "films", films=2)
     for name, crf in (("packed", "20"), ("other", "40")):
-        data.main(["pack", str(root), str(tmp_path / name), "--rate", "8000", "--workers", "1", "--crf", crf])
+        show.main(["pack", str(root), str(tmp_path / name), "--rate", "8000", "--workers", "1", "--crf", crf])
     settle(tmp_path / "run", [str(tmp_path / "packed")], None)
     (tmp_path / "packed").rename(tmp_path / "moved")
     settle(tmp_path / "run", [str(tmp_path / "moved")], None)
