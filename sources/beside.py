@@ -28,7 +28,7 @@ NAMES = {
     "spa": "es", "chi": "zh", "zho": "zh", "kor": "ko", "ara": "ar", "hin": "hi", "nld": "nl", "dut": "nl", "pol": "pl"}
 FORCED = frozenset(("forced", "foreign"))                       # what is said in another language than the rest, alone
 AUTOMATIC = frozenset(("auto", "automatic", "generated", "asr", "orig", "whisper", "whisperx"))
-HEARING = frozenset(("sdh", "cc", "hoh"))                       # with sounds in words
+HEARING = frozenset(("sdh", "cc", "hoh"))                       # with noises in words
 OTHER = frozenset(("sub", "subs", "subtitle", "subtitles", "caption", "captions", "default", "full", "normal", "transcript"))
 TIMED = frozenset(PARSERS) - {".csv", ".json", ".tsv"}          # which are nothing else than captions
 UNREAD = frozenset((".idx", ".mks", ".sami", ".scc", ".smi", ".srv1", ".srv2", ".srv3", ".stl", ".sub", ".sup", ".usf"))
@@ -131,7 +131,7 @@ def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
                 unused.append(name)
         elif kind in UNREAD or kind == ".txt":
             texts.append((name, owner(stem, tables)[0], kind == ".txt"))
-    for name, stems, plain in texts:                            # a film's words may stand beside it twice
+    for name, stems, plain in texts:                            # a video's words may stand beside it twice
         if not (stems or plain) or any(video not in offers for video in stems):
             unread.append(name)
     return Beside({video: [rank[-1] for rank in sorted(ranks)] for video, ranks in offers.items()}, unused, unread)

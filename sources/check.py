@@ -29,7 +29,7 @@ SOUND = 60                                              # seconds of it decoded 
 def flags(commands) -> None:
     """The command line of `check`"""
     p = commands.add_parser("check", help="read every clip and list those that are broken, with reasons")
-    p.add_argument("path", metavar="[KIND=]PATH", help="a folder of films, as --data of pretrain.py takes it, or of shards")
+    p.add_argument("path", metavar="[KIND=]PATH", help="a folder of videos, as --data of pretrain.py takes it, or of shards")
     p.add_argument("--out", type=Path, default=Path("broken.csv"), metavar="CSV", help="the list (default: %(default)s)")
     p.add_argument("--whole", action="store_true", help="decode all of each (default: a clip at its beginning, middle and end)")
     p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")

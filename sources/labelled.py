@@ -67,7 +67,7 @@ class Files:
 
     @cached_property
     def media(self) -> list[str]:
-        """Films, sounds and images"""
+        """Paths of videos, audio and images."""
         return self.listing[0]
 
     @cached_property
@@ -143,7 +143,7 @@ class Files:
 def folder(files: Files, part: int = 1) -> Labelled:
     """A folder for each class: train/CLASS/.. and val/CLASS/.., or CLASS/.., one file in five of each held out by a hash.
 
-    The classes are those of train/, in the order of their names. Where films lie loose, their subtitles are captions.
+    The classes are those of train/, in the order of their names. Where videos lie loose, the captions beside them count.
     """
     top = {path.split("/", 1)[0].lower() for path in files.media if "/" in path}
     names = [next((name for name in side if name in top), "") for side in (TRAIN, TEST)]
@@ -177,9 +177,8 @@ def folder(files: Files, part: int = 1) -> Labelled:
 
 
 def captioned(files: Files) -> Labelled:
-    """Films and the cues of the subtitles beside them; ValueError where there are none"""
-    rows = [(row.path, row.path, cue.start, cue.end, cue.text)
-            for row in layouts.folder(files.root, files.problems) for cue in row.captions]
+    """Videos and the captions beside them, a row each; ValueError where there are none."""
+    rows = [(row.path, row.path, *caption) for row in layouts.folder(files.root, files.problems) for caption in row.captions]
     if not rows:
         raise ValueError(f"{files.root} holds no labels: put the files of a class in a folder of its name (train/CLASS and "
                          f"val/CLASS, or CLASS alone), or write labels.csv or captions.csv (path,label or path,caption)")
@@ -221,7 +220,7 @@ def lists(root: Path) -> list[Path]:
 
 
 def names_media(path: Path) -> bool:
-    """Whether one of a file's first lines names a video, a sound or an image."""
+    """Whether one of a file's first lines names a video, audio or an image."""
     if not path.is_file():
         return False
     words = (word for _, (_, line) in zip(range(5), lines(path), strict=False) for word in re.split(r'[\s,;"]+', line))

@@ -102,7 +102,8 @@ def list_files(kind: str, root: Path, folder: Path, problems: Path, language: st
         index.point(folder, root / "index")
         return
     found = errors.Problems(problems)
-    index.write(folder, root, KINDS[kind](root, found, language))
+    rows = tqdm(KINDS[kind](root, found, language), f"listing {root}", unit=" rows", disable=None)
+    index.write(folder, root, rows)
     found.warn()
 
 

@@ -1,11 +1,11 @@
 """The paper's labelled data sets as they lie on disk (Section A.1.2): one function each, from a folder to a `Labelled`.
 
-    ucf101 hmdb51 kinetics mit    films, a class each            esc50 audioset      sounds, a class or several each
-    imagenet                      images, a folder a class       youcook2 msrvtt     films with captions
+    ucf101 hmdb51 kinetics mit    videos, a class each           esc50 audioset      audio, a class or several each
+    imagenet                      images, a folder a class       youcook2 msrvtt     videos with captions
     folder csv                    one's own, of any sort: see `labelled.py`
 
 `load("esc50=~/ESC-50", out, problems, part=2)` is what others call. Lists are in their official form, anywhere below the
-folder; films and sounds are found by their ids, wherever they lie and in whatever container.
+folder; videos and audio are found by their ids, wherever they lie and in whatever container.
 """
 
 import json
@@ -106,7 +106,7 @@ def detect(root: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Films
+# Videos
 
 def ucf101(files: Files, part: int) -> Labelled:
     """UCF101: ucfTrainTestlist/classInd.txt, trainlist0P.txt and testlist0P.txt; classes in the order of classInd.txt."""
@@ -118,7 +118,7 @@ def ucf101(files: Files, part: int) -> Labelled:
         if index != str(len(classes)):
             raise ValueError(f"{get('classInd.txt')}:{at}: {line!r} is not class {len(classes)}: get the list again")
     number = {name.lower(): i for i, name in enumerate(classes)}    # lists and folders differ in capitals: HandStandPushups
-    films = files.by(lambda path: stem(path).lower())
+    videos = files.by(lambda path: stem(path).lower())
 
     def rows(path):
         for at, line in lines(path):
@@ -126,7 +126,7 @@ def ucf101(files: Files, part: int) -> Labelled:
             target = known(number, name.partition("/")[0].lower(), f"{path}:{at}", "classInd.txt")
             if label.strip() not in ("", str(target + 1)):
                 raise ValueError(f"{path}:{at}: {name} is class {target + 1} of classInd.txt, not {label}: get the lists again")
-            yield name, films.get(stem(name).lower()), 0.0, math.inf, target
+            yield name, videos.get(stem(name).lower()), 0.0, math.inf, target
 
     return files.labelled(classes, *(rows(get(f"{side}list0{part}.txt")) for side in ("train", "test")), kind="video")
 
@@ -145,16 +145,16 @@ def hmdb51(files: Files, part: int) -> Labelled:
             listed.append((f"{path}:{at}", row["video_id"], row["label"].removesuffix("_test"), row[split]))
     classes = sorted({label for _, _, label, _ in listed})
     expect(files, len(classes), 51)
-    films, sides = files.by(lambda path: stem(path).lower()), {"1": [], "2": [], "0": []}
+    videos, sides = files.by(lambda path: stem(path).lower()), {"1": [], "2": [], "0": []}
     for at, name, label, code in listed:
         if code not in sides:
             raise ValueError(f"{at}: {name!r} has the code {code!r}, not 1 (train), 2 (test) or 0 (neither)")
-        sides[code].append((name, films.get(stem(name).lower()), 0.0, math.inf, classes.index(label)))
+        sides[code].append((name, videos.get(stem(name).lower()), 0.0, math.inf, classes.index(label)))
     return files.labelled(classes, sides["1"], sides["2"], kind="video")
 
 
 def kinetics(files: Files, part: int) -> Labelled:
-    """Kinetics-400, 600 or 700: train.csv and val.csv; films <id>_<start>_<end> or <id>, in whatever folders.
+    """Kinetics-400, 600 or 700: train.csv and val.csv; videos <id>_<start>_<end> or <id>, in whatever folders.
 
     Classes are the labels of train.csv (of val.csv, where it is alone) in the alphabet's order.
     """
@@ -187,13 +187,13 @@ def mit(files: Files, part: int) -> Labelled:
         raise ValueError(f"{get('moments_categories.txt')} has {len(names)} lines: version 1 has 339, each name,index")
     classes = [name for name, _, _ in sorted(names, key=lambda row: int(row[2]))]   # the file's order is no alphabet's
     number = {plain(name): i for i, name in enumerate(classes)}
-    films = files.by(lambda path: plain(os.path.splitext("/".join(path.split("/")[-3:]))[0]))       # training/class/name
+    videos = files.by(lambda path: plain(os.path.splitext("/".join(path.split("/")[-3:]))[0]))       # training/class/name
 
     def rows(name, side):
         path = get(name)
-        for at, (film, *label) in fields(path):
+        for at, (name, *label) in fields(path):
             target = known(number, plain("".join(label[:1])), f"{path}:{at}", "moments_categories.txt")
-            yield film, films.get(plain(f"{side}/{os.path.splitext(film)[0]}")), 0.0, math.inf, target
+            yield name, videos.get(plain(f"{side}/{os.path.splitext(name)[0]}")), 0.0, math.inf, target
 
     return files.labelled(classes, rows("trainingSet.csv", "training"), rows("validationSet.csv", "validation"), kind="video")
 
@@ -213,13 +213,13 @@ def clips(files: Files) -> Callable:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sounds and images
+# Audio and images
 
 def esc50(files: Files, part: int) -> Labelled:
     """ESC-50: meta/esc50.csv; fold `part` is the test. Classes in the order of their targets, those that the list has."""
     path = files.one(LISTS["esc50"], "meta/esc50.csv", "github.com/karolpiczak/ESC-50")
     names, sides = {}, [[], []]
-    sounds, listed = files.by(stem), list(columns(path, "filename", "fold", "target", "category"))
+    recordings, listed = files.by(stem), list(columns(path, "filename", "fold", "target", "category"))
     for at, row in listed:
         if row["fold"] not in ("1", "2", "3", "4", "5") or not row["target"].isdecimal():
             raise ValueError(f"{path}:{at}: fold {row['fold']!r} is not 1 to 5, or target {row['target']!r} no number")
@@ -227,7 +227,7 @@ def esc50(files: Files, part: int) -> Labelled:
             raise ValueError(f"{path}:{at}: {row['category']} has the target of {names[int(row['target'])]}: get it again")
     targets = sorted(names)
     for _, row in listed:
-        sides[int(row["fold"]) == part].append((row["filename"], sounds.get(stem(row["filename"])), 0.0, math.inf,
+        sides[int(row["fold"]) == part].append((row["filename"], recordings.get(stem(row["filename"])), 0.0, math.inf,
                                                 targets.index(int(row["target"]))))
     return files.labelled([names[target] for target in targets], *sides, kind="audio")
 
@@ -268,35 +268,35 @@ def imagenet(files: Files, part: int) -> Labelled:
 # Captions
 
 def youcook2(files: Files, part: int) -> Labelled:
-    """YouCook2: validation_youcook.csv, or the validation films of youcookii_annotations_trainval.json: parts of films."""
+    """YouCook2: validation_youcook.csv, or the validation videos of youcookii_annotations_trainval.json: parts of them."""
     name, where = "validation_youcook.csv", "github.com/antoine77340/MIL-NCE_HowTo100M (csv)"
     official = files.every(r"youcookii_annotations.*\.json")
     if official and not files.every(r"validation_youcook.*\.csv"):
         path = official[0]
         try:
-            films = json.loads(path.read_text(encoding="utf-8"))["database"].items()
+            database = json.loads(path.read_text(encoding="utf-8"))["database"].items()
             listed = [(youtube, {"video_id": youtube, "start": part["segment"][0], "end": part["segment"][1],
                                  "text": part["sentence"]})
-                      for youtube, film in films if film["subset"] == "validation" for part in film["annotations"]]
+                      for youtube, video in database if video["subset"] == "validation" for part in video["annotations"]]
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not of the official form ({error!r}): get it again, or {name} from {where}") from None
     else:
         path = files.one(r"validation_youcook.*\.csv", name, where)
         listed = list(columns(path, "video_id", "start", "end", "text"))    # by name: in this file, end comes before start
-    films, rows = files.by(stem), []
+    videos, rows = files.by(stem), []
     for at, row in listed:
         start, end = captions.seconds(row["start"]), captions.seconds(row["end"])
         if not 0 <= start < end <= captions.MAX_SECONDS:
             raise ValueError(f"{path}:{at}: {row['video_id']} has no valid time: {start:g} to {end:g} s: get the list again")
-        rows.append((f"{row['video_id']} {start:g}-{end:g} s", films.get(row["video_id"]), start, end, row["text"]))
+        rows.append((f"{row['video_id']} {start:g}-{end:g} s", videos.get(row["video_id"]), start, end, row["text"]))
     return files.labelled([], [], rows, kind="video")
 
 
 def msrvtt(files: Files, part: int) -> Labelled:
-    """MSR-VTT 1k-A: MSRVTT_JSFUSION_test.csv, also known as msrvtt_test.csv: one caption for each of 1000 films."""
+    """MSR-VTT 1k-A: MSRVTT_JSFUSION_test.csv, also known as msrvtt_test.csv: one caption for each of 1000 videos."""
     path = files.one(LISTS["msrvtt"], "MSRVTT_JSFUSION_test.csv", "github.com/ArrowLuo/CLIP4Clip (data)")
-    films = files.by(stem)
-    rows = [(row["video_id"], films.get(row["video_id"]), 0.0, math.inf, row["sentence"])
+    videos = files.by(stem)
+    rows = [(row["video_id"], videos.get(row["video_id"]), 0.0, math.inf, row["sentence"])
             for _, row in columns(path, "video_id", "sentence")]
     return files.labelled([], [], rows, kind="video")
 

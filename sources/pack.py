@@ -1,7 +1,7 @@
 """`python data.py pack SOURCE OUT`: videos of any layout to shards of clips, cut, resized and encoded as training reads them.
 
-Pictures are those that `decode.Media` shows at the training rate, upright and with square pixels, and the sound is in step
-with them; every GOP is short, so that a random clip costs little to decode. What is packed, in which order and in which bytes
+Frames are those that `Media` gives at the training rate, upright and with square pixels, and the audio is in step with
+them; every GOP is short, so that a random clip costs little to decode. What is packed, in which order and in which bytes
 depends on the source and the flags alone: not on the number of processes, nor on how often the work was killed and resumed.
 """
 
@@ -42,7 +42,7 @@ class Form(NamedTuple):
 
     fps: float = 10.0
     short: int = 256            # pixels, of the shorter side; smaller videos stay as they are
-    rate: int = 48000           # Hz, of the sound, one channel
+    rate: int = 48000           # Hz, of the audio, one channel
     seconds: float = math.inf   # of a piece
     gop: int = 10               # frames from one that needs no other to the next
     crf: int = 20               # quality of x264
@@ -58,9 +58,9 @@ def flags(commands) -> None:
     p.add_argument("--fps", type=float, default=form.fps, help="frames per second (default: %(default)s)")
     p.add_argument("--short", type=int, default=form.short, help="pixels of the shorter side; smaller videos are not enlarged "
                    "(default: %(default)s)")
-    p.add_argument("--rate", type=int, default=form.rate, help="of the sound, Hz (default: %(default)s)")
+    p.add_argument("--rate", type=int, default=form.rate, help="of the audio, Hz (default: %(default)s)")
     p.add_argument("--seconds", type=float, default=form.seconds, help="cut videos into pieces of about this length, each a "
-                   "clip of its own (default: a film, or the part of it that a list names, is one clip)")
+                   "clip of its own (default: a video, or the part of it that a list names, is one clip)")
     p.add_argument("--gop", type=int, default=form.gop, help="frames between key frames (default: %(default)s)")
     p.add_argument("--crf", type=int, default=form.crf, help="x264's quality, lower is better (default: %(default)s)")
     p.add_argument("--language", default="", metavar="NAME", help="of captions, where a video has several (en, pt-BR ..)")
@@ -72,7 +72,7 @@ def flags(commands) -> None:
 
 
 def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """`python data.py pack`: exit code 2 for what the user can mend, 3 where no film could be packed"""
+    """`python data.py pack`: exit code 2 for what the user can mend, 3 where no video could be packed"""
     for name in ("fps", "short", "rate", "seconds", "gop", "crf", "shard_size", "workers", "timeout"):
         if not getattr(args, name) > 0:
             p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
@@ -207,14 +207,15 @@ def rows(source: Index, out: Path, form: Form) -> Iterator[Row]:
                 yield Row(row.path, 0.0, math.inf, cut(row.captions, begin, end), row.labels, Place(*place))
 
 
-def cut(cues: list[Caption], begin: float, end: float) -> list[Caption]:
+def cut(captions: list[Caption], begin: float, end: float) -> list[Caption]:
     """The captions of a piece, in its own time: those in it, and on either side as many as a clip in it may have nearest."""
-    inside = [i for i, cue in enumerate(cues) if cue.end >= begin and cue.start <= end]
-    before = [i for i, cue in enumerate(cues) if cue.end < begin]
-    after = [i for i, cue in enumerate(cues) if cue.start > end]
+    kept = [i for i, caption in enumerate(captions) if caption.end >= begin and caption.start <= end]
+    before = [i for i, caption in enumerate(captions) if caption.end < begin]
+    after = [i for i, caption in enumerate(captions) if caption.start > end]
     for side, edge in ((before, begin), (after, end)):
-        inside += [side[k] for k in nearest([cues[i][:2] for i in side], edge, edge, NEIGHBOURS)]
-    return [Caption(round(cues[i].start - begin, 3), round(cues[i].end - begin, 3), cues[i].text) for i in sorted(inside)]
+        kept += [side[k] for k in nearest([captions[i][:2] for i in side], edge, edge, NEIGHBOURS)]
+    shift = lambda time: round(time - begin, 3)
+    return [Caption(shift(start), shift(stop), text) for start, stop, text in (captions[i] for i in sorted(kept))]
 
 
 def conclude(source: Index, out: Path, form: Form) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from films import film
 
 from sources import official
 from sources.official import KINDS, detect, parse, parts
@@ -158,6 +159,15 @@ def test_kinetics_in_all_three_layouts_with_ids_that_begin_with_a_dash_and_missi
 def test_kinetics_whole_films_give_the_part_that_is_listed(tmp_path):
     data = load(str(kinetics(tmp_path, "films/00000000000.mkv")), [])
     assert data.test[0][1:3] == (59, 69)
+
+
+def test_kinetics_cuts_that_are_named_by_the_id_alone_are_taken_whole_and_counted(tmp_path):
+    root, problems = kinetics(tmp_path, "val/1_2_3_4_5_6.mp4"), []
+    film(tmp_path / "val" / "00000000000.mp4", seconds=10.4)
+    film(tmp_path / "val" / "1_2_3_4_5_6.mp4", seconds=14)
+    assert [row[:3] for row in load(str(root), problems).test] == [
+        ("val/00000000000.mp4", 0, math.inf), ("val/1_2_3_4_5_6.mp4", 1, 11)]
+    assert f"{root}: 1 files named by an id alone are hardly longer than their segments, and are taken for them" in problems[-1]
 
 
 def test_kinetics_takes_the_replacement_of_a_damaged_film(tmp_path):
