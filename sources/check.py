@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from engine import arguments
 from engine.errors import fail, printable, user_errors
 from engine.workers import Failed, map_isolated
 from media import Media, Unreadable
@@ -32,15 +33,13 @@ def flags(commands) -> None:
     p.add_argument("path", metavar="[KIND=]PATH", help="a folder of videos, as --data of pretrain.py takes it, or of shards")
     p.add_argument("--out", type=Path, default=Path("broken.csv"), metavar="CSV", help="the list (default: %(default)s)")
     p.add_argument("--whole", action="store_true", help="decode all of each (default: a clip at its beginning, middle and end)")
-    p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
-    p.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="that one may take (default: %(default)s)")
+    p.add_argument("--workers", type=arguments.count, default=os.cpu_count(), help="processes (default: one a core)")
+    p.add_argument("--timeout", type=arguments.positive, default=600, help="seconds that one may take (default: %(default)s)")
     p.set_defaults(command=run)
 
 
-def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def run(_, args: argparse.Namespace) -> None:
     """`python data.py check`: exit code 0 where all is well, 3 where anything is broken, 2 for what the user can mend"""
-    if args.workers < 1 or not args.timeout > 0:
-        p.error("--workers must be at least 1, --timeout above 0")
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         try:
             kind, root = layouts.parse_source(args.path)
@@ -64,17 +63,14 @@ def broken(index: Index, whole: bool, workers: int, timeout: float, inside: list
 
     To `inside` it adds the names of those without captions that hold some in the file itself, which are not read.
     """
-    tasks, live, count = ((index.folder, i, whole) for i in range(len(index))), sys.stderr.isatty(), 0
-    with (
-        closing(map_isolated(examine, tasks, workers, timeout)) as examined,
-        tqdm(examined, total=len(index), unit="clip", mininterval=0.5 if live else 60) as bar,
-    ):
-        for (_, i, _), found in bar:
+    tasks = ((index.folder, i, whole) for i in range(len(index)))
+    bar = tqdm(total=len(index), unit="clip", mininterval=0.5 if sys.stderr.isatty() else 60)
+    with closing(map_isolated(examine, tasks, workers, timeout)) as examined, bar:
+        for (_, i, _), found in examined:
+            bar.update()
             if found == INSIDE:
                 inside.append(index.name(i))
             elif found is not None:
-                count += 1
-                bar.set_postfix(broken=count, refresh=False)
                 yield index.name(i), *index[i][1:3], found.reason if isinstance(found, Failed) else found
 
 

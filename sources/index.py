@@ -22,15 +22,16 @@ import math
 import os
 import re
 import shutil
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, pairwise
+from itertools import chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from media import Media, Unreadable
+from media import Unreadable
 from media.captions import MAX_CAPTIONS, MAX_CHARACTERS, Caption
 
 FORMAT = 3                                          # 2, which is read too, had spans of float32 and no labels
@@ -40,10 +41,11 @@ TYPES = {
     "cue_ends": "<i8", "times": "<f4", "texts": "u1", "text_ends": "<i8",
     "labels": "<i4", "label_ends": "<i8",
 }
+CODES = {"<i8": "q", "<i4": "i", "<f8": "d", "<f4": "f"}                 # of the module struct
 LABELS = ("labels", "label_ends")
 PLACES = np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
-BLOCK = 1 << 10                                     # rows written, or captions read, together
+BLOCK = 1 << 12                                     # captions read together
 MANY = 1 << 16                                      # rows looked at together
 
 
@@ -134,60 +136,49 @@ def point(folder: Path, at: Path) -> None:
 
 
 def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int]:
-    """Writes all files but index.json; -> {"rows": .., "cues": .., "labels": .., "crc": of all places}."""
-    types, crc = types_of(packed), 0
-    columns: dict[str, list] = {name: [] for name in types}         # of some rows: numbers, or bytes as they are
-    count = path_end = cue_end = text_end = label_end = 0
-    for name in ("path_ends", "cue_ends", "text_ends", "label_ends"):
-        columns[name].append(0)
+    """Writes all files but index.json; returns {"rows": .., "cues": .., "labels": .., "crc": of all places}."""
+    types, count, crc = types_of(packed), 0, 0
+    ends = dict.fromkeys(("path_ends", "cue_ends", "text_ends", "label_ends"), 0)
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in types}
 
-        def flush() -> int:
-            for name, values in columns.items():
-                as_bytes = values and isinstance(values[0], bytes)
-                block = b"".join(values) if as_bytes else np.array(values, types[name]).tobytes()
-                files[name].write(block)
-                values.clear()
-            return zlib.crc32(block, crc) if packed else 0          # the last column is that of the places
+        def add(name: str, *values: float) -> None:
+            files[name].write(struct.pack(f"<{len(values)}{CODES[types[name]]}", *values))
 
+        def end(name: str, *sizes: int) -> None:
+            for size in sizes:
+                ends[name] += size
+                add(name, ends[name])
+
+        for name in ends:
+            add(name, 0)
         for row in rows:
-            path = os.fsencode(row.path)
-            texts = [caption.text.encode("utf-8", "replace") for caption in row.captions]
-            ends = list(accumulate(map(len, texts), initial=text_end))
-            count, path_end, cue_end, text_end = count + 1, path_end + len(path), cue_end + len(texts), ends[-1]
-            label_end += len(row.labels)
-            columns["paths"].append(path)
-            columns["path_ends"].append(path_end)
-            columns["hashes"].append(hashlib.blake2b(path, digest_size=8).digest())
-            columns["spans"] += (row.start, row.end)
-            columns["cue_ends"].append(cue_end)
-            for caption in row.captions:
-                columns["times"] += caption[:2]
-            columns["texts"] += texts
-            columns["text_ends"] += ends[1:]
-            columns["labels"] += row.labels
-            columns["label_ends"].append(label_end)
+            count += 1
+            path, texts = os.fsencode(row.path), [caption.text.encode("utf-8", "replace") for caption in row.captions]
+            files["paths"].write(path)
+            files["hashes"].write(hashlib.blake2b(path, digest_size=8).digest())
+            files["texts"].write(b"".join(texts))
+            add("spans", row.start, row.end)
+            add("times", *chain.from_iterable(caption[:2] for caption in row.captions))
+            add("labels", *row.labels)
+            for name, sizes in zip(ends, ([len(path)], [len(texts)], map(len, texts), [len(row.labels)]), strict=True):
+                end(name, *sizes)
             if packed:
-                columns["places"].append(tuple(row.place))
-            if count % BLOCK == 0:
-                crc = flush()
-        crc = flush()
-    if not label_end:
+                place = struct.pack("<IIQQ", *row.place)
+                files["places"].write(place)
+                crc = zlib.crc32(place, crc)
+    if not ends["label_ends"]:
         for name in LABELS:
             (folder / name).unlink()
-    return {"rows": count, "cues": cue_end, "labels": label_end, "crc": crc}
+    return {"rows": count, "cues": ends["cue_ends"], "labels": ends["label_ends"], "crc": crc}
 
 
 def head_of(folder: Path) -> dict[str, Any]:
-    """What index.json says; ValueError where there is none, or something else."""
+    """What index.json says; ValueError where it is no file, or too long to be one."""
     path = folder / "index.json"
     if not path.is_file() or path.stat().st_size > 1 << 16:         # a pipe would be waited for
         raise ValueError("no index.json")
-    head = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(head, dict):
-        raise ValueError("another index.json")
-    return head
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def types_of(packed: bool, labels: bool = True, version: int = FORMAT) -> dict[str, Any]:
@@ -211,20 +202,17 @@ class Index:
                 head = head_of(self.folder)
                 if any(head[k] != asked[k] for k in ("rows", "crc")):
                     raise ValueError(f"{self.folder} is not what it was when this was written")
-            version = head["format"]
-            if version not in (2, FORMAT):
-                raise ValueError(f"format {version}, not {FORMAT}")
+            if head["format"] not in (2, FORMAT):
+                raise ValueError(f"format {head['format']}, not {FORMAT}")
             self.root = Path(os.path.normpath(self.folder / head["root"]))
             self.rows, self.captions, self.packed, self.crc = head["rows"], head["cues"], head["packed"], head["crc"]
             self.labels = head.get("labels", 0)
-            types = types_of(self.packed, self.labels > 0, version)
+            types = types_of(self.packed, self.labels > 0, head["format"])
             self.data = {name: mapped(self.folder / name, kind) for name, kind in types.items()}
-            wanted = {
-                "paths": self.data["path_ends"][-1], "path_ends": self.rows + 1,
-                "hashes": self.rows, "spans": 2 * self.rows, "cue_ends": self.rows + 1,
-                "times": 2 * self.captions, "texts": self.data["text_ends"][-1], "text_ends": self.captions + 1,
-                "labels": self.labels, "label_ends": self.rows + 1, "places": self.rows,
-            }
+            wanted = {"paths": self.data["path_ends"][-1], "texts": self.data["text_ends"][-1], "labels": self.labels,
+                      "spans": 2 * self.rows, "times": 2 * self.captions, "hashes": self.rows, "places": self.rows,
+                      "path_ends": self.rows + 1, "cue_ends": self.rows + 1, "label_ends": self.rows + 1,
+                      "text_ends": self.captions + 1}
             if wrong := [name for name, values in self.data.items() if len(values) != wanted[name]]:
                 raise ValueError(f"wrong length of {', '.join(wrong)}")
         except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
@@ -259,7 +247,8 @@ class Index:
         first, last = self.data["cue_ends"][i : i + 2].tolist()
         times = self.data["times"][2 * first : 2 * last].tolist()
         captions = map(Caption, times[::2], times[1::2], self._texts(first, last))
-        return Row(self.inside(i), start, end, list(captions), self.labels_of(i), self.place(i))
+        labels = self.data["labels"][slice(*self.data["label_ends"][i : i + 2])].tolist() if self.labels else ()
+        return Row(self.inside(i), start, end, list(captions), tuple(labels), self.place(i))
 
     def inside(self, i: int) -> str:
         """The path of row i below the root, with "/"; of a packed row, that which it had."""
@@ -269,17 +258,6 @@ class Index:
     def place(self, i: int) -> Place | None:
         """Where row i is packed."""
         return Place(*self.data["places"][i].tolist()) if self.packed else None
-
-    def labels_of(self, i: int) -> tuple[int, ...]:
-        """The numbers of the classes of row i."""
-        if not self.labels:
-            return ()
-        first, last = self.data["label_ends"][i : i + 2].tolist()
-        return tuple(self.data["labels"][first:last].tolist())
-
-    def open(self, i: int) -> Media:
-        """The file of row i, open to be decoded; Unreadable where it cannot be."""
-        return Media(*self.media(i))
 
     def media(self, i: int) -> tuple[Path, int, int | None, str | None]:
         """(file, offset, size, name) of row i, as `Media` takes them; raises as `path`."""

@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
 from tqdm import tqdm
 
+from engine import arguments
 from engine.errors import fail, user_errors
 from engine.run import Run, write_text
 from engine.workers import Failed, map_isolated
@@ -37,51 +37,38 @@ NEIGHBOURS = 16         # captions kept on either side of a piece: more than a c
 SOUND = 60              # seconds of it decoded at a time
 
 
-class Form(NamedTuple):
-    """How clips are packed."""
-
-    fps: float = 10.0
-    short: int = 256            # pixels, of the shorter side; smaller videos stay as they are
-    rate: int = 48000           # Hz, of the audio, one channel
-    seconds: float = math.inf   # of a piece
-    gop: int = 10               # frames from one that needs no other to the next
-    crf: int = 20               # quality of x264
-    copy: bool = False          # whole files as they are
+FORM = ("fps", "short", "rate", "seconds", "gop", "crf", "copy")        # the flags that say how clips are packed
 
 
 def flags(commands) -> None:
-    """The command line of `pack`"""
+    """The command line of `pack`."""
     p = commands.add_parser("pack", help="videos to shards: tar files of clips at the rate and size of training")
-    form = Form()
     p.add_argument("source", metavar="[KIND=]SOURCE", help="a folder of videos, as --data of pretrain.py takes it")
     p.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; the same command goes on in it")
-    p.add_argument("--fps", type=float, default=form.fps, help="frames per second (default: %(default)s)")
-    p.add_argument("--short", type=int, default=form.short, help="pixels of the shorter side; smaller videos are not enlarged "
-                   "(default: %(default)s)")
-    p.add_argument("--rate", type=int, default=form.rate, help="of the audio, Hz (default: %(default)s)")
-    p.add_argument("--seconds", type=float, default=form.seconds, help="cut videos into pieces of about this length, each a "
-                   "clip of its own (default: a video, or the part of it that a list names, is one clip)")
-    p.add_argument("--gop", type=int, default=form.gop, help="frames between key frames (default: %(default)s)")
-    p.add_argument("--crf", type=int, default=form.crf, help="x264's quality, lower is better (default: %(default)s)")
+    for name, kind, default, text in (
+        ("fps", arguments.number(float, most=240, above=0), 10.0, "frames per second"),
+        ("short", arguments.count, 256, "pixels of the shorter side; smaller videos are not enlarged"),
+        ("rate", arguments.count, 48000, "of the audio, which has one channel, Hz"),
+        ("gop", arguments.number(int, 1, 10_000), 10, "frames from one that needs no other to the next"),
+        ("crf", arguments.number(int, 1, 51), 20, "x264's quality, lower is better"),
+        ("shard-size", arguments.positive, 1.0, "of a shard, GB"),
+        ("workers", arguments.count, os.cpu_count(), "processes"),
+        ("timeout", arguments.positive, 7200.0, "seconds that one video may take"),
+    ):
+        p.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
+    p.add_argument("--seconds", type=arguments.positive, default=math.inf, help="cut videos into pieces of about so many "
+                   "seconds, each a clip of its own (default: a video, or the part of it that a list names, is one clip)")
     p.add_argument("--language", default="", metavar="NAME", help="of captions, where a video has several (en, pt-BR ..)")
     p.add_argument("--copy", action="store_true", help="put the files into the shards as they are")
-    p.add_argument("--shard-size", type=float, default=1.0, metavar="GB", help="of a shard (default: %(default)s)")
-    p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
-    p.add_argument("--timeout", type=float, default=7200, metavar="SECONDS", help="that one may take (default: %(default)s)")
     p.set_defaults(command=run)
 
 
-def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """`python data.py pack`: exit code 2 for what the user can mend, 3 where no video could be packed"""
-    for name in ("fps", "short", "rate", "seconds", "gop", "crf", "shard_size", "workers", "timeout"):
-        if not getattr(args, name) > 0:
-            p.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
-    if args.crf > 51 or args.fps > 240 or args.gop > 10_000:
-        p.error("--crf is at most 51, --fps 240, --gop 10000")
-    form = Form(*(getattr(args, name) for name in Form._fields))
+def run(_, args: argparse.Namespace) -> None:
+    """`python data.py pack`: exit code 2 for what the user can mend, 3 where no video could be packed."""
+    form = argparse.Namespace(**{name: getattr(args, name) for name in FORM})
     with user_errors():
         try:
-            held = begin(args.source, args.out, {**form._asdict(), "shard_size": args.shard_size, "language": args.language})
+            held = begin(args.source, args.out, {**vars(form), "shard_size": args.shard_size, "language": args.language})
             if not (args.out / "index").is_dir():
                 source = Index(args.out / "partial" / "source")
                 pack_all(source, args.out, form, args.shard_size * 1e9, args.workers, args.timeout)
@@ -122,7 +109,7 @@ def begin(source: str, out: Path, settings: dict) -> Run:
     return run
 
 
-def pack_all(source: Index, out: Path, form: Form, limit: float, workers: int, timeout: float) -> None:
+def pack_all(source: Index, out: Path, form: argparse.Namespace, limit: float, workers: int, timeout: float) -> None:
     """Packs the rows of the source that are in no finished shard yet, in their order; a shard ends past `limit` bytes."""
     done = list(finished(out))
     row, clips = (done[-1]["next"], done[-1]["clips"]) if done else (0, 0)
@@ -162,7 +149,7 @@ def pack_all(source: Index, out: Path, form: Form, limit: float, workers: int, t
             raise
 
 
-def about(row: Row, begin: float, end: float, form: Form) -> bytes:
+def about(row: Row, begin: float, end: float, form: argparse.Namespace) -> bytes:
     """What a shard says of a clip: a line of JSON."""
     captions = row.captions if form.copy else cut(row.captions, begin, end)
     said = {"path": row.path, "start": begin, "end": end if end < math.inf else None, "captions": captions}
@@ -196,7 +183,7 @@ def finished(out: Path) -> Iterator[dict]:
         yield record
 
 
-def rows(source: Index, out: Path, form: Form) -> Iterator[Row]:
+def rows(source: Index, out: Path, form: argparse.Namespace) -> Iterator[Row]:
     """The clips as the index names them: times of the captions count from the beginning of the clip."""
     for record in finished(out):
         for i, begin, end, *place in record["rows"]:
@@ -218,7 +205,7 @@ def cut(captions: list[Caption], begin: float, end: float) -> list[Caption]:
     return [Caption(shift(start), shift(stop), text) for start, stop, text in (captions[i] for i in sorted(kept))]
 
 
-def conclude(source: Index, out: Path, form: Form) -> None:
+def conclude(source: Index, out: Path, form: argparse.Namespace) -> None:
     """Merges what the shards hold into one index, lists what is broken, clears up and says what there is."""
     unpacked = ((*source[i][:3], reason) for record in finished(out) for i, reason in record["broken"])
     reasons = write_broken(out / "broken.csv", unpacked)
@@ -233,7 +220,7 @@ def conclude(source: Index, out: Path, form: Form) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- one file
 
-def pack_row(task: tuple[Path, int, Form, str]) -> list[tuple[str, float, float]] | str:
+def pack_row(task: tuple[Path, int, argparse.Namespace, str]) -> list[tuple[str, float, float]] | str:
     """(index, row, form, folder for files) -> (file, begin, end) of each clip, in seconds of the file; or what is wrong"""
     folder, number, form, scratch = task
     try:
@@ -266,7 +253,7 @@ def pack_row(task: tuple[Path, int, Form, str]) -> list[tuple[str, float, float]
         return f"cannot be encoded: {type(e).__name__}"
 
 
-def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float, form: Form) -> int:
+def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float, form: argparse.Namespace) -> int:
     """Writes frames (H, W, 3) uint8, and the audio in step with them, to an mp4 -> how many frames there were"""
     x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(form.crf), "bf": "0", "g": str(form.gop)}
     step, sample = round(SOUND * form.fps), lambda i: round(i / form.fps * form.rate)

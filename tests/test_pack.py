@@ -280,8 +280,8 @@ def test_what_cannot_be_packed_is_refused_in_one_line(packed, films, tmp_path, c
         ([str(films), str(packed), "--crf", "30"], "crf was 20 and is 30"),
         ([str(packed), str(tmp_path / "o")], "is packed already"),
         ([str(tmp_path / "nowhere"), str(tmp_path / "o")], "there is no"),
-        ([str(films), str(tmp_path / "o"), "--fps", "0"], "--fps must be above 0"),
-        ([str(films), str(tmp_path / "o"), "--crf", "99"], "--crf is at most 51"),
+        ([str(films), str(tmp_path / "o"), "--fps", "0"], "--fps: must be above 0"),
+        ([str(films), str(tmp_path / "o"), "--crf", "99"], "--crf: must be at most 51"),
         ([str(tmp_path / "other"), str(tmp_path / "o")], "no video found"),
     ):
         assert says in refused(["pack", *argv], capsys)

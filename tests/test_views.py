@@ -9,6 +9,7 @@ from films import film, image
 from runs import Rank, clips_to_test, clips_to_train
 
 import data
+from media import Media
 from sources import index
 from sources.index import Row
 from tools.embed import Reading
@@ -43,7 +44,7 @@ def test_test_views_are_windows_times_crops_of_each_file_in_order(films, cache):
     early, late = item["video"][1].astype(int), item["video"][7].astype(int)  # central crops of the first, last window
     assert np.abs(early - late).max() > 20
     if not cache:
-        with films.open(1) as media:
+        with Media(*films.media(1)) as media:
             assert np.array_equal(early, media.video(0.0, 4, 10.0, (0, 0, 1, 1), (16, 21))[:, :, 2:18])
 
 
