@@ -76,7 +76,7 @@ CHOICES = dict.fromkeys(("task", "data", "init", "modality", "epochs", "componen
 # Flags that a task has no use for; they are not in its --help.
 FROZEN = {"modality", "classifier", "components", "sampled", "l2", "svm_c"}
 UNUSED = {
-    "video": FROZEN | {"rate", "audio_input"},
+    "video": FROZEN | {"rate", "audio_input", "patch", "mixup", "balance"},
     "audio": FROZEN | {"size", "patch", "area", "flip", "colour", "crops"},
     "image": FROZEN | {"frames", "fps", "rate", "audio_input", "windows"},
     "linear": {"warmup", "clip", "drop", "smoothing", "mixup", "balance", "area", "flip", "colour", "dropout",
@@ -490,12 +490,12 @@ def run_demo(out: Path, seed: int, processes: Processes) -> None:
             processes.wait()
             given = {"data": f"csv={path}", "allow_outside": True, "init": str(source), "seed": seed}
             given |= {"task": "linear", "modality": kind} if task == "linear" else {"task": kind}
-            scores = {}
+            scores = results[f"{task}_{kind}"] = {}
             for arm in ("pretrained", "random" if task == "linear" else "scratch"):
                 chosen = {**given, "out": out / f"{task}-{kind}-{arm}", "scratch": arm != "pretrained"}
                 done = train(settings(chosen, processes), processes)
-                scores |= {arm: done["top-1"], "chance": done["chance"]["top-1"]}
-            results[f"{task}_{kind}"] = {**scores, "chance": scores.pop("chance")}
+                scores[arm] = done["top-1"]
+            scores["chance"] = done["chance"]["top-1"]
     if not processes.first:
         return
     Run(out).add_results(results)

@@ -97,9 +97,11 @@ def show_defaults(p: argparse.ArgumentParser, values: dict) -> None:
     """End each help text with the value that the flag has where it is not given."""
     for action in p._actions:
         value = values.get(action.dest)
-        if value is not None and not isinstance(value, bool) and "(default" not in (action.help or ""):
-            text = " ".join(f"{v:.4g}" for v in value) if isinstance(value, tuple) else f"{value}"
-            action.help = f"{action.help} (default: {text})"
+        shown = action.help != argparse.SUPPRESS and "(default" not in action.help
+        if shown and value is not None and not isinstance(value, bool):
+            text = " ".join(f"{v:.4g}" if isinstance(v, float) else f"{v}" for v in (
+                value if isinstance(value, tuple | list) else [value]))
+            action.help += f" (default: {text})"
 
 
 def peek(argv: list[str] | None, flag: str, default, **declared):
