@@ -136,7 +136,7 @@ class Training:
         self.processes.shutdown = self.shutdown = GracefulShutdown(self.processes.first)
         quiet = not (self.processes.first and sys.stderr.isatty())
         self.bar = tqdm(total=self.settings.steps, initial=self.first, disable=quiet, dynamic_ncols=True,
-                        bar_format="{desc}{n_fmt}/{total_fmt}, {remaining} left, {postfix}")
+                        bar_format="{desc}{n_fmt}/{total_fmt}, {remaining} left{postfix}")
         self.started = self.last_said = time.perf_counter()
         return self
 
@@ -228,7 +228,8 @@ class Training:
         now = time.perf_counter()
         if "held_out" in row or (self.bar.disable and now - self.last_said > 15):
             left = (now - self.started) / (self.done - self.first) * (self.settings.steps - self.done)
-            text, self.last_said = f"{self.done}/{self.settings.steps}, {left / 60:.1f} min left, {parts[0]}", now
+            left = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.1f} min"
+            text, self.last_said = f"{self.done}/{self.settings.steps}, {left} left, {parts[0]}", now
             for part in parts[1:]:
                 if "held_out" in row or len(text) + len(part) + 3 <= shutil.get_terminal_size().columns:
                     text += " | " + part
