@@ -9,6 +9,8 @@
 Under torchrun each process takes its share of the files, and every file counts once.
 """
 
+import engine.threads  # noqa: F401
+
 import argparse
 import collections
 import sys

@@ -6,6 +6,8 @@
 `--init RUN` starts from a run of pretrain.py, `--scratch` takes that run's model with random weights.
 """
 
+import engine.threads  # noqa: F401
+
 import argparse
 import contextlib
 import dataclasses

@@ -10,6 +10,8 @@ al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 
 stand behind z_out, DropToken's choices come from keys, and dropout is seeded anew before each chunk.
 """
 
+import engine.threads  # noqa: F401
+
 import argparse
 import contextlib
 import dataclasses

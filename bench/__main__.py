@@ -4,6 +4,8 @@ Each command prints tables, and with --json FILE writes the same as {"rows": [..
 where ours is faster.
 """
 
+import engine.threads  # noqa: F401
+
 import argparse
 import contextlib
 import json

@@ -231,8 +231,10 @@ class Training:
             left = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.1f} min"
             text, self.last_said = f"{self.done}/{self.settings.steps}, {left} left, {parts[0]}", now
             for part in parts[1:]:
-                if "held_out" in row or len(text) + len(part) + 3 <= shutil.get_terminal_size().columns:
-                    text += " | " + part
+                if part.startswith("held-out"):
+                    text += f"\n  {part}"
+                elif len(text) + len(part) + 3 <= shutil.get_terminal_size().columns:
+                    text += f" | {part}"
             self.say(text)
 
     def say(self, text: str) -> None:

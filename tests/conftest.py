@@ -1,5 +1,7 @@
 """What all tests share: our `tokenize`, also under the `pytest` command, one thread, the same random numbers in any order."""
 
+import engine.threads  # noqa: F401
+
 import pytest
 import torch
 
