@@ -14,6 +14,7 @@ import dataclasses
 import math
 import os
 import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ from engine.sampling import Sampler, key
 from sources import demo, official
 from sources.index import Index
 from sources.labelled import Labelled
-from tools import dry_run, linear
+from tools import dry_run, linear, tables
 from tools.embed import Reading
 from vatt import READS, Classifier, pretrained, start_from
 from weights import files
@@ -95,10 +96,10 @@ def flags(task: str | None = None, values: dict | None = None) -> argparse.Argum
                                 epilog=None if task else "--task TASK --help shows the flags and defaults of a task.")
     g = p.add_argument_group("task")
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
-    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, csv; "
+    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, csv, "
                    "found out where not given")
-    g.add_argument("--split", "--fold", dest="part", type=fold, metavar="N", help="number of the official split or fold; all: "
-                   "each of them, and the mean")
+    g.add_argument("--split", "--fold", dest="part", type=fold, metavar="N", help="official split or fold; all: each, and "
+                   "the mean")
     g.add_argument("--allow-outside", action="store_true", help="a csv may name files that do not lie below its folder")
     g.add_argument("--modality", choices=("video", "audio", "image"), help="what is read (default: what the files are)")
     g.add_argument("--classifier", choices=("low-rank", "svm"), help="what is trained on the features (A.3.2, A.4)")
@@ -111,14 +112,12 @@ def flags(task: str | None = None, values: dict | None = None) -> argparse.Argum
     arguments.add_shared(g, "--steps", "--warmup", "--area", "--colour")
     g.add_argument("--epochs", type=arguments.positive, help="passes through the files, in place of --steps")
     g.add_argument("--batch", type=arguments.count, help="clips in a batch, over all processes")
-    g.add_argument("--lr", type=arguments.positive, help="learning rate after the warm-up: of SGD, half a cosine down to "
-                   "0; linear: of Adam, throughout")
+    g.add_argument("--lr", type=arguments.positive, help="learning rate of SGD after the warm-up; linear: of Adam, throughout")
     g.add_argument("--clip", type=arguments.amount, metavar="NORM", help="largest norm of the backbone's gradient; 0: any")
     g.add_argument("--drop", type=arguments.share, metavar="SHARE", help="share of the tokens that DropToken drops (Table 6)")
     g.add_argument("--smoothing", type=arguments.share, help="share of the labels that is spread over all classes")
     g.add_argument("--mixup", type=arguments.amount, metavar="A", help="mix clips and labels, shares from Beta(A, A); 0: none")
-    g.add_argument("--balance", action=argparse.BooleanOptionalAction, help="where a clip has several labels: rare ones weigh "
-                   "more")
+    g.add_argument("--balance", action=argparse.BooleanOptionalAction, help="of several labels, rare ones weigh more")
     g.add_argument("--flip", type=arguments.fraction, metavar="SHARE", help="share of the clips that are mirrored")
     g.add_argument("--components", type=arguments.count, help="components n of the low-rank classifier U V (A.3.2)")
     g.add_argument("--sampled", type=arguments.count, help="components that a step draws (A.3.2)")
@@ -144,15 +143,14 @@ def fold(text: str) -> int | str:
 
 def parse(argv: list[str] | None) -> dict:
     """The flags that are given; ends with exit code 2 and one line where one of them cannot be"""
-    task = arguments.peek(argv, "--task", None, choices=RECIPES)
-    preset, init = arguments.peek(argv, "--preset", None, choices=vatt.PRESETS), arguments.peek(argv, "--init", None)
+    early = {"task": dict(choices=RECIPES), "preset": dict(choices=vatt.PRESETS), "init": {}}
+    known = {name: value for name, how in early.items() if (value := arguments.peek(argv, f"--{name}", None, **how))}
     values = {}
-    if task:
-        with contextlib.suppress(ValueError):  # `settings` says what is wrong with --init
-            values = defaults({"task": task, **({"init": init} if init else {}), **({"preset": preset} if preset else {})})
-    p = flags(task, values)
+    with contextlib.suppress(ValueError, KeyError):  # `settings` says what is wrong with --init
+        values = defaults(known)
+    p = flags(known.get("task"), values)
     given = vars(p.parse_args(argv))
-    if not task and (wrong := [name for name in given if name not in ("out", "seed")]):
+    if "task" not in known and (wrong := [name for name in given if name not in ("out", "seed")]):
         p.error(f"--{wrong[0].replace('_', '-')} needs --task, one of {', '.join(RECIPES)}; without flags it is the demo")
     return given
 
@@ -161,8 +159,7 @@ def defaults(given: dict) -> dict:
     """The values of all flags, by the task, and by the model of --init or --preset, of those given"""
     start = given.get("init")
     config, preset = pretrained(Path(start)) if start else (vatt.PRESETS[given.get("preset", "demo")], "demo")
-    preset = given.get("preset", preset)
-    model = {name: getattr(config, name) for name in MODEL}
+    preset, model = given.get("preset", preset), {name: getattr(config, name) for name in MODEL}
     recipe = dict((DEMO_RECIPES if preset == "demo" else RECIPES)[given["task"]])
     if preset == "demo":
         recipe = {name: value for name, value in recipe.items() if name not in ("frames", "fps", "size", "rate")}
@@ -191,6 +188,7 @@ def settings(given: dict, processes: Processes) -> argparse.Namespace:
         f"--batch {s.batch} must divide by the {processes.world} processes": s.batch % processes.world,
         f"--mixup mixes neighbours: --batch {s.batch} must divide by {2 * processes.world}":
             s.mixup and s.batch // processes.world % 2,
+        f"--area must be 0 < MIN <= MAX <= 1, not {s.area}": not 0 < s.area[0] <= s.area[1],
         "--sampled must be from 1 to --components": s.task == "linear" and s.sampled > s.components,
     }
     for problem in (problem for problem, there in wrong.items() if there):
@@ -272,7 +270,7 @@ class Task(NamedTuple):
         """The scores after `step` steps, with the best one so far; its weights are kept in best.pt."""
         best = max((row["held_out"][self.metric] for row in self.run.rows() if "held_out" in row), default=-1.0)
         if scores[self.metric] > best and self.processes.first:
-            self.run.save_best(step, self.model.state_dict())
+            self.run.write("best.pt", {"step": step, "model": self.model.state_dict()})
         return {**scores, "best": max(best, scores[self.metric])}
 
     def line(self, row: dict) -> str:
@@ -329,10 +327,9 @@ def train(s: argparse.Namespace, processes: Processes) -> dict:
             told.warn()
         if s.task in run.results():
             scores = run.results()[s.task]
-            processes.print(f"{s.out} is finished; another --out makes another run\n{table(scores, found)}\n")
+            processes.print(f"{s.out} is finished; another --out makes another run\n{tables.classes(scores)}\n")
             return scores
-        processes.agree({f"--data, {part} files, in rows and their hash,": (len(rows), rows.digest())
-                         for part, rows in (("training", found.train), ("test", found.test))})
+        processes.agree({"the checksum of --data": [zlib.crc32(rows.data["hashes"]) for rows in (found.train, found.test)]})
         loading.check_open_files(s.workers)
         task = build(s, run, processes, found)
     processes.print(f"{s.task} {s.data}: {sum(p.numel() for p in task.model.parameters()) / 1e6:.1f} M parameters, "
@@ -371,9 +368,9 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
     batches = loading.train_batches(clips, s.batch, processes, training.first, s.steps, s.workers, s.timeout)
     how = Reading(processes, max(1, s.batch // processes.world), s.workers, timeout=s.timeout)
     score = lambda: evaluate.classify(model, how.batches(test), processes)
-    with training:
+    with loop.explained(run), training:
         for step, batch in training.steps(batches):
-            loop.set_rate(optimizer, half_cosine(step, s.steps, s.lr, s.warmup))
+            optimizer.param_groups[0]["lr"] = half_cosine(step, s.steps, s.lr, s.warmup)
             optimizer.zero_grad(set_to_none=True)
             row = loop.read({"loss": gradients(net, batch, step, task)}, model)
             if training.finite(row):  # on all processes, or nothing changes on any
@@ -432,21 +429,12 @@ def finish(task: Task, scores: dict, bad: loop.FailureBudget) -> dict:
         out = task.settings.out
         task.run.add_results({task.settings.task: scores})
         files.share(task.model, out)
-        print(table(scores, task.data) + f"\n{out}: results.json, metrics.jsonl, checkpoints, model.safetensors\n", flush=True)
+        print(tables.classes(scores))
+        tables.warn_unreadable(scores["unreadable"])
+        print(f"{out}: results.json, metrics.jsonl, checkpoints, model.safetensors\n", flush=True)
         if bad.names:
             print(bad)
     return scores
-
-
-def table(scores: dict, found: Labelled) -> str:
-    """Scores in percent beside chance"""
-    percent = lambda names, of: ", ".join(f"{k} {of[k] if 'prime' in k or k[:1] == 'd' else 100 * of[k]:.1f}" for k in names)
-    names = ["mAP", "AUC", "d'", "d' of AUC"] if found.multi else ["top-1", "top-5"]
-    line = f"{percent(names, scores)} of N = {scores['N']} (chance {percent(names[:2], scores['chance'])})"
-    if scores["unreadable"]:
-        path, reason = scores["unreadable"][0]
-        line += f"; {len(scores['unreadable'])} could not be read and are not among them, first {printable(path)}: {reason}"
-    return line
 
 
 # ------------------------------------------------------------------------------------------------------------------------ main
@@ -501,14 +489,10 @@ def run_demo(out: Path, seed: int, processes: Processes) -> None:
     if not processes.first:
         return
     Run(out).add_results(results)
-    print(f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'without':>9}{'chance':>8}")
-    for name, s in results.items():
-        print(f"{name.replace('_', ' '):34}"
-              + "".join(f"{100 * x:{n}.1f}" for n, x in zip((12, 9, 8), s.values(), strict=True)))
+    print(tables.tasks(results))
     for kind, (names, each) in DEMO.items():
         print(f"{kind}: {' x '.join(names)}, at most {each} labelled clips of each combination, the same for both")
-    print("without: features of a random network (linear), training from scratch (finetune)\n"
-          f"{out}: results.json, a folder a run")
+    print(f"{out}: results.json, a folder a run")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import math
 import os
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,8 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
         p.error(f"--audio-patch {args.audio_patch} is a part of a waveform of --frames / --fps x --rate amplitudes")
     if args.lr_end > args.lr:
         p.error(f"--lr-end {args.lr_end} is above --lr {args.lr}")
+    if not 0 < args.area[0] <= args.area[1]:
+        p.error(f"--area must be 0 < MIN <= MAX <= 1, not {args.area}")
     if len(args.drop) != 2:
         p.error(f"--drop takes one share or two (video, audio), not {args.drop}")
     if args.weights and len(args.weights) != len(args.data or [1]):
@@ -163,8 +166,8 @@ def datasets(args: argparse.Namespace, run: Run, processes: Processes) -> tuple:
     """-> the clips to train on, the held-out clips, the vocabulary"""
     train, held = sources(args, run, processes)
     words = vocabulary(args, run, train, processes)
-    processes.agree({f"--data, source {i}, in rows and their hash,": (len(source.index), source.index.digest())
-                     for i, source in enumerate(train)})
+    processes.agree({f"source {i} of --data, in rows and their checksum,": (len(s.index), zlib.crc32(s.index.data["hashes"]))
+                     for i, s in enumerate(train)})
     c = vatt.PRESETS[args.preset]
     spec = data.ClipSpec(frames=args.frames, fps=args.fps, size=args.size, rate=args.rate, captions=c.captions, words=c.words,
                          area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
@@ -293,9 +296,9 @@ def main(argv: list[str] | None = None) -> None:
         return retrieval(model, scores, processes, args.precision)
 
     batches = loading.train_batches(clips, args.batch, processes, training.first, args.steps, args.workers, args.timeout)
-    with training:
+    with loop.explained(run), training:
         for step, batch in training.steps(batches):
-            loop.set_rate(optimizer, learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup))
+            optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
             optimizer.zero_grad(set_to_none=True)
             row = loop.read(gradients(batch, step), model)
             if training.finite(row):  # on all processes, or nothing changes on any

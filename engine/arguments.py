@@ -33,16 +33,7 @@ count, whole, positive, amount = number(int, 1), number(int, 0), number(float, a
 fraction, share = number(float, 0, 1), number(float, 0, below=1)
 
 
-class Pair(argparse.Action):
-    """MIN and MAX of a flag with two numbers, 0 < MIN <= MAX."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if not 0 < values[0] <= values[1]:
-            parser.error(f"{option_string} must be 0 < MIN <= MAX <= 1, not {values[0]} {values[1]}")
-        setattr(namespace, self.dest, tuple(values))
-
-
-CLIP = {
+SHARED = {
     "--preset": dict(help="sizes of the model (Table 7) and recipe of the training: the defaults of other flags"),
     "--init": dict(metavar="RUN", help="start from this run: its model, if of other sizes of clips, and its weights"),
     "--frames": dict(type=count, help="frames of a clip; its audio is as long (A.2.1)"),
@@ -54,43 +45,36 @@ CLIP = {
     "--dropout": dict(type=share, help="dropout in the Transformers, a share"),
     "--steps": dict(type=count, help="batches in all"),
     "--warmup": dict(type=whole, metavar="STEPS", help="steps in which the learning rate rises from 0"),
-    "--area": dict(type=fraction, nargs=2, action=Pair, metavar=("MIN", "MAX"), help="area of a crop, as a fraction of the "
-                   "frame's (A.2.1)"),
-    "--colour": dict(type=amount, nargs=4, metavar=("B", "S", "C", "H"), help="largest change of brightness, saturation, "
-                     "contrast and hue (A.2.1)"),
+    "--area": dict(type=fraction, nargs=2, metavar=("MIN", "MAX"), help="area of a crop, a fraction of the frame's (A.2.1)"),
+    "--colour": dict(type=amount, nargs=4, metavar=tuple("BSCH"), help="most change of brightness, saturation, contrast, hue"),
 }
 
 
 def add_shared(group, *names: str, **more) -> None:
     """Add flags that both scripts have, to a group of an argument parser."""
     for name in names:
-        group.add_argument(name, **CLIP[name], **more)
+        group.add_argument(name, **SHARED[name], **more)
 
 
 def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
     """Add the flags that say how a run goes, not what it learns."""
-    g = p.add_argument_group("run")
-    g.add_argument("--out", type=Path, help=f"folder of the run; the same command goes on in it (default: {out})")
-    g.add_argument("--seed", type=number(int, 0, 2**63 - 1), help="seed of everything random")
-    g.add_argument("--workers", type=whole, help="processes that decode, beside each process that trains")
-    g.add_argument("--cache", type=amount, metavar="GB", help="GB of decoded videos that each process keeps; for small data")
-    g.add_argument("--chunk", type=count, metavar="CLIPS", help="clips that pass the backbones at a time: a batch may then "
-                   "be larger than memory, with the same gradients")
-    g.add_argument("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, "
-                   "more time")
-    g.add_argument("--compile", action="store_true", help="torch.compile the Transformers: a slow start, then faster")
-    g.add_argument("--precision", choices=("bf16", "tf32", "fp32", "fp64"), help="number format of the matmuls in the "
-                   "Transformers; tf32: of all matmuls (default: bf16 on a GPU that has it, else fp32)")
-    g.add_argument("--save-every", type=count, metavar="STEPS", help="steps from one checkpoint to the next")
-    g.add_argument("--keep", type=count, metavar="N", help="newest checkpoints that are kept")
-    g.add_argument("--keep-every", type=count, metavar="STEPS", help="keep the checkpoints of these multiples for good, too")
-    g.add_argument("--eval-every", type=count, metavar="STEPS", help=f"steps from one {scored} on held-out clips to the next")
-    g.add_argument("--max-bad", type=fraction, metavar="SHARE", help="stop when more than this share of the last thousand "
-                   "files was unreadable; 1: never")
-    g.add_argument("--timeout", type=positive, metavar="SECONDS", help="seconds that a worker may take for a file, or another "
-                   "process for its part; then the run ends and names it")
-    g.add_argument("--dry-run", action="store_true", help="build everything, decode some clips, print what the run "
-                   "would take, and leave")
+    add = p.add_argument_group("run").add_argument
+    add("--out", type=Path, help=f"folder of the run; the same command goes on in it (default: {out})")
+    add("--seed", type=number(int, 0, 2**63 - 1), help="seed of everything random")
+    add("--workers", type=whole, help="processes that decode, beside each process that trains")
+    add("--cache", type=amount, metavar="GB", help="GB of decoded videos that each process keeps; for small data")
+    add("--chunk", type=count, metavar="CLIPS", help="clips that pass the backbones at a time, for batches larger than memory")
+    add("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, more time")
+    add("--compile", action="store_true", help="torch.compile the Transformers: a slow start, then faster")
+    add("--precision", choices=("bf16", "tf32", "fp32", "fp64"), help="number format of the matmuls in the Transformers; tf32: "
+        "of all matmuls (default: bf16 on a GPU that has it, else fp32)")
+    add("--save-every", type=count, metavar="STEPS", help="steps from one checkpoint to the next")
+    add("--keep", type=count, metavar="N", help="newest checkpoints that are kept")
+    add("--keep-every", type=count, metavar="STEPS", help="keep the checkpoints of these multiples for good, too")
+    add("--eval-every", type=count, metavar="STEPS", help=f"steps from one {scored} on held-out clips to the next")
+    add("--max-bad", type=fraction, metavar="SHARE", help="share of unreadable files, of the last thousand, that ends the run")
+    add("--timeout", type=positive, metavar="SECONDS", help="seconds after which a worker at a file, or a process, is given up")
+    add("--dry-run", action="store_true", help="build everything, decode some clips, print what the run would take, and leave")
 
 
 def show_defaults(p: argparse.ArgumentParser, values: dict) -> None:
@@ -99,9 +83,8 @@ def show_defaults(p: argparse.ArgumentParser, values: dict) -> None:
         value = values.get(action.dest)
         shown = action.help != argparse.SUPPRESS and "(default" not in action.help
         if shown and value is not None and not isinstance(value, bool):
-            text = " ".join(f"{v:.4g}" if isinstance(v, float) else f"{v}" for v in (
-                value if isinstance(value, tuple | list) else [value]))
-            action.help += f" (default: {text})"
+            numbers = value if isinstance(value, tuple | list) else [value]
+            action.help += f" (default: {' '.join(f'{v:.4g}' if isinstance(v, float) else str(v) for v in numbers)})"
 
 
 def peek(argv: list[str] | None, flag: str, default, **declared):

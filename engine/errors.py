@@ -76,16 +76,14 @@ class Unbroken:
     def __init__(self, stream):
         self.stream = stream
 
-    def write(self, text: str) -> int:
-        """Write what can be written"""
+    def write(self, text: str) -> None:
+        """Write and flush what can be"""
         with contextlib.suppress(OSError):
             self.stream.write(text)
-        return len(text)
+            self.stream.flush()
 
     def flush(self) -> None:
-        """Flush what can be flushed"""
-        with contextlib.suppress(OSError):
-            self.stream.flush()
+        """Nothing is left to do"""
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -93,9 +91,7 @@ class Unbroken:
 
 def keep_speaking() -> None:
     """Let stdout and stderr fail without a word."""
-    for name in ("stdout", "stderr"):
-        if not isinstance(getattr(sys, name), Unbroken):
-            setattr(sys, name, Unbroken(getattr(sys, name)))
+    sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from tqdm import tqdm
 
 from engine.errors import Unreadable
-from engine.processes import Processes, Stopped
+from engine.processes import SIGNALS, Processes, Stopped
 from engine.sampling import BatchSampler
 
 PIECE = 64     # clips
@@ -84,8 +84,7 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes | None, worker
 def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, device: torch.device,
              grace: float = GRACE) -> Batches:
     """Batches of n pieces each; a thread makes the next one while the last one is used, and copies it to a GPU."""
-    skip = loader.dataset.in_flight.skip
-    loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers), skip)
+    loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers), loader.dataset.in_flight.skip)
     others = multiprocessing.active_children()
     pieces = iter(loader)  # starts the workers
     in_flight.workers = [child for child in multiprocessing.active_children() if child not in others]
@@ -98,53 +97,46 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
         try:
             while wanted.acquire() and not done.is_set():
                 with torch.cuda.stream(side) if side else contextlib.nullcontext():
-                    parts = [(to_device(clips, device) if side else clone(clips) if n > 1 else clips, failed)
+                    parts = [(to_device(clips, device) if side or n > 1 else clips, failed)
                              for clips, failed in islice(pieces, n)]
                     made.put(concatenate(parts) if parts else None)
-                if not parts:
-                    return
         except BaseException as error:
             made.put(error)
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:
-        while (found := await_batch(made, in_flight, processes, timeout, grace)) is not None:
+        while True:
+            try:
+                found = made.get(timeout=0.2)
+            except queue.Empty:
+                in_flight.check(timeout)
+                if processes.asked_to_stop() and time.monotonic() - processes.shutdown.asked > grace:
+                    raise Stopped from None
+                continue
+            if isinstance(found, OSError | EOFError | RuntimeError):  # a worker that dies breaks what it was handing over
+                for _ in range(20 if in_flight.workers else 0):
+                    in_flight.check(timeout)
+                    time.sleep(0.05)
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                return
             wanted.release()
             if side:
                 torch.cuda.current_stream(device).wait_stream(side)
                 for tensor in filter(torch.is_tensor, found[0].values()):
                     tensor.record_stream(torch.cuda.current_stream(device))  # not reused while this step needs it
             yield found
-            del found
     finally:
         done.set()
         wanted.release()
         thread.join(GRACE)
 
 
-def await_batch(made: queue.Queue, in_flight: "InFlight", processes: Processes, timeout: float, grace: float):
-    """The next thing that the thread has made; an error of its own, of a worker, or Stopped is raised."""
-    while True:
-        try:
-            found = made.get(timeout=0.2)
-        except queue.Empty:
-            in_flight.check(timeout)
-            if processes.asked_to_stop() and time.monotonic() - processes.shutdown.asked > grace:
-                raise Stopped from None
-            continue
-        if isinstance(found, OSError | EOFError | RuntimeError):  # a worker that dies may break what it was handing over
-            for _ in range(20 if in_flight.workers else 0):
-                in_flight.check(timeout)
-                time.sleep(0.05)
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-
-def clone(clips: dict) -> dict:
-    """A copy in the process's own memory: that which is shared is free for the workers' next pieces"""
-    return {k: v.clone() if torch.is_tensor(v) else v for k, v in clips.items()}
+def to_device(clips: dict, device: torch.device) -> dict:
+    """Clips copied out of the memory that is shared with the workers, which may fill it again; to a GPU, while it computes"""
+    return {k: v.to(device, non_blocking=True, copy=True) if torch.is_tensor(v) else v for k, v in clips.items()}
 
 
 def concatenate(parts: list[tuple[dict, list]]) -> tuple[dict, list]:
@@ -173,27 +165,10 @@ def end_workers() -> None:
 
 
 def start_worker(_worker: int) -> None:
-    """Ctrl-C, torchrun and Slurm signal every process; only the main one decides when to stop"""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """Leave signals, which Ctrl-C, torchrun and Slurm send to every process, to the main one."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """The tensors of a batch, copied while the device computes"""
-    return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-
-
-def check_open_files(workers: int) -> None:
-    """Raise ValueError where this process may not open as many files as what its workers hand over takes."""
-    with contextlib.suppress(ImportError):  # Windows has no such limit
-        import resource
-
-        allowed, need = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 2 * TENSORS * (PREFETCH + 1) * workers
-        if workers and allowed != resource.RLIM_INFINITY and allowed < need:
-            raise ValueError(f"a process may open {allowed} files, {workers} workers need {need}: ulimit -n {2 * need}, or "
-                             f"take fewer --workers")
 
 
 def shared_memory(clip: int, clips: int, workers: int) -> int:
@@ -204,10 +179,20 @@ def shared_memory(clip: int, clips: int, workers: int) -> int:
 def short_of_memory(need: int, workers: int) -> str | None:
     """A warning where so many bytes do not fit into the memory that processes share"""
     shm = Path("/dev/shm")
-    if not (workers and shm.is_dir()) or need < (free := shutil.disk_usage(shm).free):
-        return None
-    return (f"warning: the workers hold up to {need / 1e9:.1f} GB of clips in {shm}, which has {free / 1e9:.1f} GB: they may "
-            f"die of a bus error. Give it more (docker run --shm-size={math.ceil(1.2 * need / 1e9)}g), or take fewer --workers")
+    if workers and shm.is_dir() and need > (free := shutil.disk_usage(shm).free):
+        return (f"warning: the workers hold up to {need / 1e9:.1f} GB of clips in {shm}, which has {free / 1e9:.1f} GB: they "
+                f"may die of a bus error. Give it more (docker run --shm-size={math.ceil(1.2 * need / 1e9)}g), or take fewer "
+                f"--workers")
+
+
+def check_open_files(workers: int) -> None:
+    """Raise ValueError where this process may not open as many files as what its workers hand over takes."""
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        allowed, need = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 64 + 2 * TENSORS * (PREFETCH + 1) * workers
+        if workers and allowed < need and allowed != resource.RLIM_INFINITY:
+            raise ValueError(f"a process may open {allowed} files here: take fewer --workers, or say ulimit -n {need}")
 
 
 class InFlight:
@@ -217,10 +202,9 @@ class InFlight:
     """
 
     def __init__(self, rows: int = 0, skip: frozenset[str] = frozenset()):
-        self.skip = skip
+        self.skip, self.workers = skip, []                                           # the processes; none: a thread of ours
         self.table = torch.zeros(rows, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: no file)
         self.paths = torch.zeros(rows, PATH, dtype=torch.uint8).share_memory_()
-        self.workers: list = []                                                      # the processes; none: a thread of ours
 
     def __getstate__(self) -> dict:
         return {**vars(self), "workers": []}  # a process cannot be sent to another
@@ -239,8 +223,7 @@ class InFlight:
         try:
             yield
         finally:
-            if row < len(self.table):
-                self.table[row, 1] = 0
+            self.table[row : row + 1, 1] = 0
 
     def check(self, timeout: float) -> None:
         """Raise WorkerError where a worker has died, or has had one file in hand for more than `timeout` seconds (0: never)."""
@@ -250,7 +233,7 @@ class InFlight:
             if worker.exitcode:
                 how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"exit code {worker.exitcode}"
                 raise WorkerError(f"a process of the loader died ({how})", files.get(worker.pid, (0, None))[1])
-        for since, path in sorted(files.values()):
+        for since, path in files.values():
             if timeout and time.monotonic() - since > timeout:
                 end_workers()  # one that hangs would not end by itself
                 raise WorkerError(f"a process of the loader took more than --timeout {timeout:g} s for a file", path)

@@ -46,12 +46,6 @@ def configure(model: nn.Module, settings: argparse.Namespace, device: torch.devi
     return model
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def read(parts: dict[str, torch.Tensor], model: nn.Module) -> dict[str, float]:
     """The scalars of a step and the norm of its gradients as numbers, in one read from the device"""
     norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
@@ -88,30 +82,23 @@ class FailureBudget:
         return f"{sum(self.reasons.values())} draws of {len(self.names)} unreadable files ({reasons})"
 
 
-def explain(error: BaseException | None, run: Run) -> None:
-    """End the process in one line for an error of data, of workers or of the disk; return for any other one."""
-    if isinstance(error, TooManyBad):
-        fail(3 if any(run.rows()) else 2, printable(str(error).split("TooManyBad: ")[-1].strip()))
-    if isinstance(error, WorkerError):
-        fail(3, f"{printable(str(error))}; {run.blame(error.path) if error.path else 'the same command goes on'}")
-    if isinstance(error, OSError):
-        fail(3, f"{error}; when {run.out} can be written again, the same command goes on from its last checkpoint")
-
-
 @contextlib.contextmanager
 def explained(run: Run) -> Iterator[None]:
-    """Around work with files: data and workers that fail end the process in one line."""
+    """Around work with files: what goes wrong with data, workers or the disk ends the process in one line."""
     try:
         yield
-    except (TooManyBad, WorkerError) as error:
-        explain(error, run)
+    except TooManyBad as error:
+        fail(3 if any(run.rows()) else 2, printable(str(error).split("TooManyBad: ")[-1].strip()))
+    except WorkerError as error:
+        fail(3, f"{printable(str(error))}; {run.blame(error.path) if error.path else 'the same command goes on'}")
+    except OSError as error:
+        fail(3, f"{error}; when {run.out} can be written again, the same command goes on")
 
 
 class Training:
     """A training that goes on where the run's last checkpoint ends: its steps, its log, its checkpoints, and how it may end.
 
-    As a context it ends the process in one line, with the exit codes of `engine.errors`, after a signal and where data,
-    workers, numbers or the disk went wrong; the same command then goes on with what was saved.
+    As a context it ends the process after a signal, with what was saved.
     settings: steps, batch and the flags of a run. state: the checkpoint, or None. describe: the model, for config.json.
     """
 
@@ -144,9 +131,9 @@ class Training:
         self.bar.close()
         if isinstance(error, Stopped):
             self.leave()
-        explain(error, self.run)
-        if isinstance(error, RuntimeError) and self.shutdown.code and self.processes.world > 1:
-            self.restore()  # another process has left before this step was computed
+        lost = isinstance(error, RuntimeError) and not isinstance(error, WorkerError | TooManyBad) and self.processes.world > 1
+        if lost and self.shutdown.code:  # another process has left before this step was computed
+            self.restore()
             self.leave()
         self.shutdown.end()
 

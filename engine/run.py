@@ -26,14 +26,11 @@ class Run:
         self.out, self.events, self.lock = out, None, None
 
     def claim(self) -> None:
-        """Makes the folder, or takes the one that is there, and holds it for this process.
-
-        Raises ValueError where `out` is a file, holds something else, or is in use.
-        """
-        config = self.out / "config.json"
+        """Make the folder, or take the one that is there, and hold it; ValueError where it is a file, not ours, or in use."""
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file: name a folder")
-        if self.out.is_dir() and not config.is_file() and not (self.out / ".lock").is_file() and any(self.out.iterdir()):
+        names = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
+        if names and not names & {"config.json", ".lock"}:
             raise ValueError(f"--out {self.out} holds files but is no run (it has no config.json): name another folder")
         self.out.mkdir(parents=True, exist_ok=True)
         self.hold()
@@ -41,13 +38,21 @@ class Run:
             shutil.rmtree(self.out / "index", ignore_errors=True)
             (self.out / "vocabulary.txt").unlink(missing_ok=True)
 
+    def hold(self) -> None:
+        """Lock the folder until the process ends; ValueError where another process has it."""
+        self.lock = lock(self.out / ".lock", f"--out {self.out}")
+
     def begin(self, settings: dict, may_differ: set[str]) -> None:
-        """Claims the folder, unless that is done, to go on in the run that is there; ValueError where its settings differ."""
+        """Claim the folder, if that is not done, to go on with its run; ValueError that names the settings that differ."""
         if not self.lock:
             self.claim()
         saved = self.read_config()["settings"] if (self.out / "config.json").is_file() else {}
-        if self.began:
-            self.compare(saved, settings, may_differ)
+        settings = json.loads(json.dumps(settings))
+        differ = [k for k in settings if self.began and k not in may_differ and saved.get(k) != settings[k]]
+        if differ:
+            changes = ", ".join(f"--{k.replace('_', '-')} was {saved.get(k)} and is {settings[k]}" for k in differ)
+            raise ValueError(f"--out {self.out} holds a run of other settings ({changes}): repeat its settings to go on, "
+                             f"or name another folder")
 
     @property
     def began(self) -> bool:
@@ -56,25 +61,10 @@ class Run:
 
     def read_config(self) -> dict:
         """config.json: settings, model, versions; ValueError where it is torn or another program's"""
-        path = self.out / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            return {key: config[key] for key in ("settings", "model", "versions")}
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is torn or not of this program: name another folder") from None
-
-    def hold(self) -> None:
-        """Lock the folder until the process ends; ValueError where another process has it."""
-        self.lock = lock(self.out / ".lock", f"--out {self.out}")
-
-    def compare(self, saved: dict, settings: dict, may_differ: set[str]) -> None:
-        """ValueError that names every setting in which the run in this folder differs"""
-        settings = json.loads(json.dumps(settings))
-        differ = [k for k in settings if k not in may_differ and saved.get(k) != settings[k]]
-        if differ:
-            changes = ", ".join(f"--{k.replace('_', '-')} was {saved.get(k)} and is {settings.get(k)}" for k in differ)
-            raise ValueError(f"--out {self.out} holds a run of other settings ({changes}): repeat its settings to go on, "
-                             f"or name another folder")
+        config = read_json(self.out / "config.json")
+        if not config.keys() >= {"settings", "model", "versions"}:
+            raise ValueError(f"{self.out / 'config.json'} is not of this program: name another folder")
+        return config
 
     def describe(self, settings: dict, model: dict) -> None:
         """Writes config.json: the flags and the model"""
@@ -87,31 +77,22 @@ class Run:
         return sorted((path for path in self.out.glob("checkpoint-*.pt") if CHECKPOINT.fullmatch(path.name)), reverse=True)
 
     def save(self, step: int, state: dict, keep: int = 2, keep_every: int | None = None) -> bool:
-        """Write checkpoint-STEP.pt whole or not at all, and delete all but the last `keep` and the multiples of `keep_every`.
-
-        False, with a warning, where the disk is full or the weights are not finite: the last checkpoints remain.
-        """
-        path = self.out / f"checkpoint-{step:08d}.pt"
-        if not (saved := self.write(path, {"step": step, **state})):
-            return False
-        for old in self.checkpoints()[keep:]:
-            if not keep_every or int(CHECKPOINT.fullmatch(old.name)[1]) % keep_every:
-                old.unlink()
+        """Write checkpoint-STEP.pt, and delete all but the last `keep` and the multiples of `keep_every`; False as `write`."""
+        if saved := self.write(f"checkpoint-{step:08d}.pt", {"step": step, **state}):
+            for old in self.checkpoints()[keep:]:
+                if not keep_every or step_of(old) % keep_every:
+                    old.unlink()
         return saved
 
-    def save_best(self, step: int, model: dict) -> None:
-        """Write best.pt, the weights with the best score on the held-out clips so far."""
-        self.write(self.out / "best.pt", {"step": step, "model": model})
-
-    def write(self, path: Path, state: dict) -> bool:
-        """Write a checkpoint; False, with a warning, where that cannot be."""
+    def write(self, name: str, state: dict) -> bool:
+        """Write a checkpoint whole or not at all; False, with a warning, where the disk is full or weights are not finite."""
         try:
-            if (name := not_finite(state["model"])) is not None:
-                raise ValueError(f"{name} is not finite")
-            write_whole(path, lambda file: torch.save(state, file))
+            if (wrong := not_finite(state["model"])) is not None:
+                raise ValueError(f"{wrong} is not finite")
+            write_whole(self.out / name, lambda file: torch.save(state, file))
         except (OSError, RuntimeError, ValueError) as e:  # torch turns "no space left" into a RuntimeError
-            free = f", {shutil.disk_usage(self.out).free / 1e6:.0f} MB free" if not isinstance(e, ValueError) else ""
-            print(f"warning: {path} could not be written ({e}{free}); the last checkpoint remains", file=sys.stderr, flush=True)
+            print(f"warning: {self.out / name} could not be written ({e}; {shutil.disk_usage(self.out).free / 1e6:.0f} MB are "
+                  f"free); the last checkpoint remains", file=sys.stderr, flush=True)
             return False
         return True
 
@@ -129,7 +110,7 @@ class Run:
     def forget(self, step: int) -> None:
         """Remove what lies past `step`, which will be made again: rows of the log, and checkpoints that cannot be read."""
         for path in self.checkpoints():
-            if int(CHECKPOINT.fullmatch(path.name)[1]) > step:
+            if step_of(path) > step:
                 path.unlink()
         self.cut_log(step)
 
@@ -144,13 +125,9 @@ class Run:
         deaths = collections.Counter(row.get("path") for row in read_rows(self.out / "deaths.jsonl"))
         return frozenset(path for path, n in deaths.items() if n >= 2)
 
-    # -------------------------------------------------------------------------------------------------------------- logs
-
     def cut_log(self, step: int) -> None:
-        """Removes the rows of metrics.jsonl from `step` on: they will be made again"""
-        path = self.out / "metrics.jsonl"
-        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] < step]
-        write_text(path, "".join(kept))
+        """Remove the rows of metrics.jsonl from `step` on: they will be made again."""
+        write_text(self.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] < step))
 
     def log(self, row: dict) -> None:
         """Appends one JSON object to metrics.jsonl, and its numbers to TensorBoard's events where that is installed"""
@@ -171,15 +148,9 @@ class Run:
         return (row for row in read_rows(self.out / "metrics.jsonl") if isinstance(row.get("step"), int))
 
     def results(self) -> dict:
-        """results.json, empty before the run has come to its end; ValueError where it is none of ours"""
+        """results.json, empty before the run has come to its end; ValueError where it is torn"""
         path = self.out / "results.json"
-        try:
-            results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (ValueError, RecursionError):
-            results = None
-        if not isinstance(results, dict) or not all(isinstance(scores, dict | list) for scores in results.values()):
-            raise ValueError(f"{path} is torn or not of this program: remove it, and the same command scores the run again")
-        return results
+        return read_json(path) if path.exists() else {}
 
     def add_results(self, results: dict) -> None:
         """Writes these keys of results.json and leaves the others"""
@@ -193,13 +164,11 @@ def lock(path: Path, what: str, wait: bool = False):
         hold(file, wait)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        raise ValueError(f"{what} is in use by {file.read().strip() or 'another process'}: wait for it, or name another "
-                         f"folder") from None
+        raise ValueError(f"{what} is in use by {file.read() or 'another'}: wait for it, or name another folder") from None
     except OSError as e:
         print(f"warning: {what} cannot be locked ({e}): see that no other process writes there", file=sys.stderr)
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
+    print(f"process {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
     return file
 
 
@@ -229,6 +198,17 @@ def write_whole(path: Path, write) -> None:
         os.close(folder)
 
 
+def read_json(path: Path) -> dict:
+    """The object in a file; ValueError where the file is torn or holds something else"""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is torn or not of this program: move it away, or name another folder")
+    return content
+
+
 def read_rows(path: Path) -> Iterator[dict]:
     """The objects of a file of JSON lines, but for those that a kill or a hand has broken; none where there is no file"""
     if path.is_file():
@@ -248,23 +228,24 @@ def read_checkpoint(path: Path) -> dict:
     """{"step", "model", ...}; ValueError in one line where the file is torn, altered, or holds more than tensors and values."""
     try:
         with zipfile.ZipFile(path) as parts:  # torch looks at no checksum
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                raise ValueError("it is compressed, which torch.save does not do")
-            if (broken := parts.testzip()) is not None:
-                raise ValueError(f"the checksum of {broken} is wrong")
+            if any(part.compress_type for part in parts.infolist()) or (parts.testzip() is not None):
+                raise ValueError("compressed, or a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(map(torch.is_tensor, state["model"].values())):
+            raise ValueError("its weights are no tensors")
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except Exception as e:
         why = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise ValueError(f"{path} is no readable checkpoint ({why})") from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise ValueError(f"{path} is no checkpoint of this program: it has no key 'model'")
-    if not all(torch.is_tensor(weight) for weight in state["model"].values()):
-        raise ValueError(f"{path} is no checkpoint of this program: its weights are no tensors")
     if (name := not_finite(state["model"])) is not None:
         raise ValueError(f"{path} holds weights that are not finite ({name}): name a run whose training went well")
     return state
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, by its name"""
+    return int(CHECKPOINT.fullmatch(path.name)[1])
 
 
 def not_finite(weights: dict[str, torch.Tensor]) -> str | None:

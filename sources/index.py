@@ -233,12 +233,6 @@ class Index:
     def __len__(self) -> int:
         return self.rows
 
-    def digest(self) -> str:
-        """A short hash of all paths and times, which differs where two machines have other rows"""
-        found = hashlib.blake2b(self.data["hashes"], digest_size=8)
-        found.update(self.data["spans"])
-        return found.hexdigest()
-
     def __getitem__(self, i: int) -> Row:
         """Row i. IndexError below 0 and from len on."""
         if not 0 <= i < self.rows:

@@ -301,5 +301,5 @@ def test_without_a_command_it_names_what_makes_results_and_then_prints_them(tmp_
     evaluate.main([])
     said = capsys.readouterr().out
     assert "25.0   50.0  100.0    3.0    12" in said
-    assert "81.5        32.0        20.0" in said
-    assert "90.0        50.0        10.0" in said
+    assert "81.5     32.0    20.0" in said
+    assert "90.0     50.0    10.0" in said

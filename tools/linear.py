@@ -57,7 +57,7 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
         # Ours: torch adds eps after the correction of the second moment (official: before it, as Keras does).
         optimizer = torch.optim.Adam(model.classifier.parameters(), s.lr, eps=1e-7)
         training = loop.Training(task.run, processes, s, model, optimizer, task.state, model.describe())
-    with training:
+    with loop.explained(task.run), training:
         for step, batch in training.steps(batches(known, s.batch, s.seed, training.first, s.steps, processes.device)):
             optimizer.zero_grad(set_to_none=True)
             row = loop.read(gradients(model, batch, step, s), model)

@@ -110,6 +110,16 @@ def keep(out: Path, name: str, scores: dict) -> None:
     write_text(path, json.dumps({**known, name: scores}, indent=2) + "\n")
 
 
+def tasks(results: dict) -> str:
+    """What the demo's tasks are solved to with pre-training and without, beside chance"""
+    lines = [f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'without':>9}{'chance':>8}"]
+    for name, s in results.items():
+        numbers = zip((12, 9, 8), (s["pretrained"], s.get("random", s.get("scratch")), s["chance"]), strict=True)
+        lines.append(f"{name.replace('_', ' '):34}" + "".join(f"{100 * x:{width}.1f}" for width, x in numbers))
+    lines.append("without: features of a random network (linear), training from scratch (finetune)")
+    return "\n".join(lines)
+
+
 def left() -> str:
     """One table of what the runs of pretrain.py and finetune.py without flags have left in their results.json"""
     pretrained, finetuned = {}, {}
@@ -123,14 +133,8 @@ def left() -> str:
         lines += [f"{DEMO[0]}: percent", retrieval(pretrained, {}), ""]
     else:
         lines += [f"{DEMO[0]} has no results yet: python pretrain.py makes them", ""]
-    tasks = {name: s for name, s in finetuned.items() if isinstance(s, dict) and "chance" in s}
-    if tasks:
-        lines += [f"{DEMO[1]}: top-1 on held-out clips, percent", f"{'':24}{'pre-trained':>12}{'not':>12}{'chance':>12}"]
-        for name, s in tasks.items():
-            beside = next((s[k] for k in ("random", "scratch") if k in s), float("nan"))
-            numbers = (s.get("pretrained", float("nan")), beside, s["chance"])
-            lines.append(f"{name.replace('_', ' '):24}" + "".join(f"{100 * x:12.1f}" for x in numbers))
-        lines.append("not: random features under a linear classifier, or training from scratch")
+    if finetuned:
+        lines += [f"{DEMO[1]}:", tasks(finetuned)]
     else:
         lines.append(f"{DEMO[1]} has no results yet: python finetune.py makes them, after python pretrain.py")
     return "\n".join(lines)
