@@ -27,6 +27,7 @@ from tqdm import tqdm
 from engine.errors import Unreadable
 from engine.processes import SIGNALS, Processes, Stopped
 from engine.sampling import BatchSampler
+from engine.workers import how_it_ended
 
 PIECE = 64     # clips
 HELD_OUT = 32  # clips of a batch of those
@@ -231,8 +232,8 @@ class InFlight:
                  for (pid, since), path in zip(self.table.tolist(), self.paths.tolist(), strict=True) if since}
         for worker in self.workers:
             if worker.exitcode:
-                how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"exit code {worker.exitcode}"
-                raise WorkerError(f"a process of the loader died ({how})", files.get(worker.pid, (0, None))[1])
+                file = files.get(worker.pid, (0, None))[1]
+                raise WorkerError(f"a process of the loader died ({how_it_ended(worker)})", file)
         for since, path in files.values():
             if timeout and time.monotonic() - since > timeout:
                 end_workers()  # one that hangs would not end by itself

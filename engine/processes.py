@@ -109,11 +109,10 @@ class Processes:
 
     def agree(self, what: dict[str, object]) -> None:
         """Raise ValueError that names the first of these values which another process has otherwise."""
-        all_of_them = self.collect(what)
-        for rank, theirs in enumerate(all_of_them):
-            for name, value in theirs.items():
-                if value != (first := all_of_them[0][name]):
-                    raise ValueError(f"{name} is {value} on process {rank} and {first} on process 0: start all alike")
+        first, *others = self.collect(what)
+        for rank, theirs in enumerate(others, 1):
+            for name in (name for name in first if first[name] != theirs[name]):
+                raise ValueError(f"{name} is {theirs[name]} on process {rank} and {first[name]} on process 0: start all alike")
 
     def asked_to_stop(self) -> bool:
         """True once a signal has come to this process"""
@@ -130,29 +129,26 @@ class Processes:
 
         RuntimeError where one that is not here has not called `alive` for --timeout seconds.
         """
+        stop = self.asked_to_stop()
         if self.world > 1:
             self.meetings += 1
-            here, began = [f"meeting-{self.meetings}-{rank}" for rank in range(self.world)], time.monotonic()
-            seen: dict[int, tuple[bytes, float]] = {}
-            self.store.set(here[self.rank], str(int(self.asked_to_stop())))
+            here, seen = [f"meeting-{self.meetings}-{rank}" for rank in range(self.world)], {}
+            self.store.set(here[self.rank], str(int(stop)))
             while late := [rank for rank in range(self.world) if not self.store.check([here[rank]])]:
                 for rank in late:
-                    sign = self.store.get(f"alive-{rank}")
-                    if seen.get(rank, (b"", 0))[0] != sign:
-                        seen[rank] = sign, time.monotonic()
-                    if time.monotonic() - seen[rank][1] > self.timeout_s:
+                    sign, now = self.store.get(f"alive-{rank}"), time.monotonic()
+                    if now - seen.setdefault((rank, sign), now) > self.timeout_s:
                         raise RuntimeError(f"process {rank} has not shown that it works for {self.timeout_s:g} s (--timeout)")
-                time.sleep(min(0.5, 0.01 + (time.monotonic() - began) / 20))
-            if any(self.store.get(key) == b"1" for key in here):
-                raise Stopped
-        elif self.asked_to_stop():
+                time.sleep(0.05)
+            stop = any(self.store.get(key) == b"1" for key in here)
+        if stop:
             raise Stopped
 
     def alone(self) -> bool:
         """End the group; True on the first process, which goes on as if there were no other."""
         self.end()
-        first, self.rank, self.world = self.first, 0, 1
-        return first
+        self.world = 1
+        return self.first
 
     def end(self) -> None:
         """Leave the group, so that no process waits for this one."""

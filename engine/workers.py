@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
+from engine.processes import SIGNALS
+
 AHEAD = 8  # results a worker may have waiting behind a slow task
 
 
@@ -32,21 +34,26 @@ class Worker:
         self.number, self.since = None, 0.0
 
     def give(self, number: int, task: Any) -> None:
-        """Begins a task"""
+        """Begin a task."""
         self.number, self.since = number, time.monotonic()
         self.pipe.send(task)
 
-    def end(self) -> int:
-        """Kills the process -> its exit code"""
+    def end(self) -> str:
+        """Kill the process -> how it ended, in words"""
         self.process.kill()
         self.process.join()
         self.pipe.close()
-        return self.process.exitcode
+        return how_it_ended(self.process)
+
+
+def how_it_ended(process: multiprocessing.Process) -> str:
+    """The exit code of a process in words"""
+    return signal.Signals(-process.exitcode).name if process.exitcode < 0 else f"exit code {process.exitcode}"
 
 
 def serve(function: Callable, pipe, parent: int) -> None:
-    """The life of a worker: it ends with the process that started it, whatever ended that one."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they come to the whole group; the first process decides
+    """Do tasks until the process that started this one ends."""
+    for number in SIGNALS:  # they come to the whole group; the first process decides
         signal.signal(number, signal.SIG_IGN)
     while True:
         while not pipe.poll(1):
@@ -60,24 +67,24 @@ def serve(function: Callable, pipe, parent: int) -> None:
             pipe.send((False, f"{type(error).__name__}: {error}"))
 
 
-def map_isolated(function: Callable, tasks: Iterable, workers: int, patience: float) -> Iterator[tuple[Any, Any]]:
-    """(task, function(task)) in the order of the tasks, or (task, Failed) where it killed two processes or took > patience s.
+def map_isolated(function: Callable, tasks: Iterable, workers: int, timeout: float) -> Iterator[tuple[Any, Any]]:
+    """(task, function(task)) in the order of the tasks, or (task, Failed) where it killed two processes or took > timeout s.
 
     RuntimeError for an exception in `function`, which is a bug: what files do to it is for it to return.
     """
-    source, crew, given, done, first, again = enumerate(tasks), [], {}, {}, 0, set()
+    source, pool, given, done, first, again = enumerate(tasks), [], {}, {}, 0, set()
     try:
-        crew = [Worker(function) for _ in range(workers)]
+        pool = [Worker(function) for _ in range(workers)]
         while True:
-            for worker in crew:
+            for worker in pool:
                 if worker.number is None and len(given) < AHEAD * workers and (more := next(source, None)):
                     given[more[0]] = more[1]
                     worker.give(*more)
-            busy = {worker.pipe: i for i, worker in enumerate(crew) if worker.number is not None}
+            busy = {worker.pipe: i for i, worker in enumerate(pool) if worker.number is not None}
             if not busy:
                 return
             for pipe in connection.wait(list(busy), timeout=1):
-                worker = crew[busy[pipe]]
+                worker = pool[busy[pipe]]
                 try:
                     right, result = pipe.recv()
                     if not right:
@@ -85,25 +92,20 @@ def map_isolated(function: Callable, tasks: Iterable, workers: int, patience: fl
                     done[worker.number], worker.number = result, None
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
-                    crew[busy[pipe]], number, code = Worker(function), worker.number, worker.end()
+                    pool[busy[pipe]], number, how = Worker(function), worker.number, worker.end()
                     if number in again:
-                        done[number] = Failed(f"killed the decoder ({death(code)})")
+                        done[number] = Failed(f"killed the decoder ({how})")
                     else:  # it may have been somebody else's fault: memory, say
                         again.add(number)
-                        crew[busy[pipe]].give(number, given[number])
-            for i, worker in enumerate(crew):
-                if worker.number is not None and time.monotonic() - worker.since > patience:
+                        pool[busy[pipe]].give(number, given[number])
+            for i, worker in enumerate(pool):
+                if worker.number is not None and time.monotonic() - worker.since > timeout:
                     worker.end()
-                    done[worker.number] = Failed(f"took more than {patience:g} s")
-                    crew[i] = Worker(function)
+                    done[worker.number] = Failed(f"took more than {timeout:g} s")
+                    pool[i] = Worker(function)
             while first in done:
                 yield given.pop(first), done.pop(first)
                 first += 1
     finally:
-        for worker in crew:
+        for worker in pool:
             worker.end()
-
-
-def death(code: int) -> str:
-    """An exit code in words"""
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
