@@ -1,10 +1,5 @@
 """Videos to clips, beside what people would use instead: `python -m bench data` (a clip is that of Section 4.1).
 
-    clip      32 frames of a random time and a random part, uint8, and the waveform of the same interval at 48 kHz
-    packed    the clips of training from shards, beside those of the videos that were packed
-    loader    the whole loader of training with its workers, beside the same clips read by one process
-    --index   instead: what a list of N clips costs a run
-
 All contenders get the same videos, written here, the same times and the same parts, one after the other in each round. Counted
 are seconds of CPU, threads of every library included, so the figures are of one core, and of how many does not matter.
 """
@@ -13,6 +8,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import math
 import os
 import resource
 import tempfile
@@ -24,17 +20,17 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 
 import data
 from bench import index, table
 from engine import loading
+from engine.arguments import count
 from engine.processes import Processes
 from engine.sampling import Sampler
 from media import Media
 from media.encode import Encoder
-from sources import layouts
-from sources.index import Index
+from sources.index import Index, Row, write
+from tools import show
 from vatt import tokenize
 
 SECONDS, FPS = 10, 30
@@ -48,45 +44,41 @@ SAME = 12.0  # mean difference of two frames, of 255, above which they are not o
 
 
 def flags(commands, common: argparse.ArgumentParser) -> None:
-    """Adds the command line of `data`"""
+    """Add the command line of `data`."""
     c = commands.add_parser("data", parents=[common], help="videos to clips, a core, beside other libraries; or a huge index")
     c.set_defaults(run=run)
     c.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="one clip beside other libraries, "
                    "shards beside videos, the loader with its workers (default: all)")
-    c.add_argument("--rounds", type=int, default=15, help="timed clips of each video (default: %(default)s)")
-    c.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the loader (default: one a core)")
+    c.add_argument("--rounds", type=count, default=15, help="timed clips of each video (default: %(default)s)")
+    c.add_argument("--workers", type=count, default=os.cpu_count(), help="processes of the loader (default: one a core)")
     c.add_argument("--folder", type=Path, help="holds the videos or the index meanwhile (default: the system's)")
-    c.add_argument("--index", type=int, nargs="?", const=100_000_000, metavar="N", help="instead: what a made-up list of N "
+    c.add_argument("--index", type=count, nargs="?", const=100_000_000, metavar="N", help="instead: what a made-up list of N "
                    "clips costs (default: a hundred million; 120 bytes each on the disk)")
 
 
 def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> list[dict]:
-    """`python -m bench data`: prints a table a part, returns the rows; exit code 2 and one line where a flag cannot be"""
-    if args.rounds < 1 or args.workers < 1 or (args.index is not None and args.index < 1):
-        p.error("--rounds, --workers and --index must be at least 1")
+    """`python -m bench data`: prints a table a part, returns the rows"""
     if args.folder and not args.folder.is_dir():
         p.error(f"--folder: there is no folder {args.folder}")
     if args.index is not None:
         rows = index.measure(args.index, folder=args.folder)
         print(index.report(rows))
         return rows
-    rows, recipe = [], data.ClipSpec()
+    rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        videos = {title: video(Path(folder) / f"{title}.mp4", *how) for title, how in VIDEOS.items()}
+        videos = {title: video(Path(folder, title, "a.mp4"), *how) for title, how in VIDEOS.items()}
         torch.set_num_threads(1)
         for part in args.parts:
-            found, words = PARTS[part](videos, recipe, args.rounds, args.workers)
-            print("\n".join(["", f"{part}: {TITLES[part]}", report(found), *words]), flush=True)
+            found, words = PARTS[part](videos, data.ClipSpec(), args.rounds, args.workers)
+            print("\n".join(["", f"{part}: {PARTS[part].__doc__}", report(found), *words]), flush=True)
             rows += found
-    print(f"\n{AIMS}")
     return rows
 
-
-# ------------------------------------------------------------------------------------------------------------- the videos
 
 
 def video(path: Path, width: int, height: int, x264: dict[str, str], seconds: int = SECONDS) -> Path:
     """Writes H.264 and AAC: something moves before something else that moves, natural textures, the noise of a camera"""
+    path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     behind, before = texture(rng, 2 * width, 2 * height), texture(rng, width, height)
     noise, side = rng.normal(0, 2, (2 * height, 2 * width, 1)).round().astype(np.int16), height // 3
@@ -112,20 +104,18 @@ def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     return np.stack([128 + 45 * grey + 15 * layer / layer.std() for layer in layers], -1).clip(0, 255).astype(np.int16)
 
 
-# ------------------------------------------------ the contenders: (path, start, box, recipe) -> frames (T, H, W, 3), waveform
 
-
-def ours(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
+def ours(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
     """As the data set of training reads"""
     with Media(path) as media:
-        return media.video(start, r.frames, r.fps, lambda *_: box, (r.size, r.size)), media.audio(start, r.samples, r.rate)
+        return media.video(start, s.frames, s.fps, lambda *_: box, (s.size, s.size)), media.audio(start, s.samples, s.rate)
 
 
-def floor(path: str, start: float, box: tuple, r: data.ClipSpec) -> None:
+def floor(path: str, start: float, box: tuple, s: data.ClipSpec) -> None:
     """The same packets decoded, and nothing done with them"""
     with av.open(path) as container:
-        for stream, first, last in ((container.streams.video[0], start, start + (r.frames - 1) / r.fps),
-                                    (container.streams.audio[0], start - 0.05, start + r.samples / r.rate)):
+        for stream, first, last in ((container.streams.video[0], start, start + (s.frames - 1) / s.fps),
+                                    (container.streams.audio[0], start - 0.05, start + s.samples / s.rate)):
             for _ in plain(container, stream, first, last):
                 pass
 
@@ -140,77 +130,77 @@ def plain(container, stream, first: float, last: float):
             return
 
 
-def pyav(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
+def pyav(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
     """PyAV as its documentation shows it: `to_ndarray` of the frames that are shown, one thread"""
     with av.open(path) as container:
-        times, shown, frames = [start + i / r.fps + 1e-6 for i in range(r.frames)], None, []
+        times, shown, frames = [start + i / s.fps + 1e-6 for i in range(s.frames)], None, []
         for at, frame in plain(container, container.streams.video[0], start, times[-1] + 1 / FPS):
             while times and shown is not None and times[0] < at:
                 frames.append(shown.to_ndarray(format="rgb24", threads=1))
                 times.pop(0)
             shown = frame
         frames += [shown.to_ndarray(format="rgb24", threads=1)] * len(times)
-        return cut(torch.from_numpy(np.stack(frames)), box, r), waveform(container, start, r)
+        return cut(torch.from_numpy(np.stack(frames)), box, s), waveform(container, start, s)
 
 
-def waveform(container, start: float, r: data.ClipSpec) -> np.ndarray:
+def waveform(container, start: float, s: data.ClipSpec) -> np.ndarray:
     """The waveform of the interval by PyAV's resampler: (samples,) float32"""
-    resampler, parts, first = av.AudioResampler("flt", "mono", r.rate), [], None
-    for at, block in plain(container, container.streams.audio[0], start - 0.05, start + r.samples / r.rate):
+    resampler, parts, first = av.AudioResampler("flt", "mono", s.rate), [], None
+    for at, block in plain(container, container.streams.audio[0], start - 0.05, start + s.samples / s.rate):
         first = at if first is None else first
         parts += [part.to_ndarray()[0] for part in resampler.resample(block)]
-    wave = np.concatenate(parts)[max(0, round((start - first) * r.rate)):][:r.samples]
-    return np.pad(wave, (0, r.samples - len(wave)))
+    wave = np.concatenate(parts)[max(0, round((start - first) * s.rate)):][:s.samples]
+    return np.pad(wave, (0, s.samples - len(wave)))
 
 
-def torchcodec(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
+def torchcodec(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
     """torchcodec, one thread"""
     from torchcodec.decoders import AudioDecoder, VideoDecoder
 
     decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
-    frames = decoder.get_frames_played_at([start + i / r.fps + 1e-4 for i in range(r.frames)]).data
-    audio = AudioDecoder(path, sample_rate=r.rate, num_channels=1)
-    return cut(frames, box, r), audio.get_samples_played_in_range(start, start + r.samples / r.rate).data[0].numpy()
+    frames = decoder.get_frames_played_at([start + i / s.fps + 1e-4 for i in range(s.frames)]).data
+    audio = AudioDecoder(path, sample_rate=s.rate, num_channels=1)
+    return cut(frames, box, s), audio.get_samples_played_in_range(start, start + s.samples / s.rate).data[0].numpy()
 
 
-def decord(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
+def decord(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
     """decord or eva-decord, one thread; its AudioReader decodes the audio of the whole file"""
     from decord import AudioReader, VideoReader, cpu
 
     reader = VideoReader(path, ctx=cpu(0), num_threads=1)
-    frames = reader.get_batch(numbers(start, reader.get_avg_fps(), r)).asnumpy()
-    first = round(start * r.rate)
-    wave = AudioReader(path, ctx=cpu(0), sample_rate=r.rate, mono=True)[first:first + r.samples].asnumpy()[0]
-    return cut(torch.from_numpy(frames), box, r), wave
+    frames = reader.get_batch(numbers(start, reader.get_avg_fps(), s)).asnumpy()
+    first = round(start * s.rate)
+    wave = AudioReader(path, ctx=cpu(0), sample_rate=s.rate, mono=True)[first:first + s.samples].asnumpy()[0]
+    return cut(torch.from_numpy(frames), box, s), wave
 
 
-def opencv(path: str, start: float, box: tuple, r: data.ClipSpec) -> tuple:
+def opencv(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
     """OpenCV, one thread; it has no audio, which is PyAV's"""
     import cv2
 
     cv2.setNumThreads(1)
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    wanted, frames = numbers(start, capture.get(cv2.CAP_PROP_FPS), r), []
+    wanted, frames = numbers(start, capture.get(cv2.CAP_PROP_FPS), s), []
     capture.set(cv2.CAP_PROP_POS_FRAMES, wanted[0])
     for i in range(wanted[0], wanted[-1] + 1):
         capture.grab()
         if i in wanted:
             frame = capture.retrieve()[1]
             left, top, right, bottom = pixels(box, frame.shape[1], frame.shape[0])
-            small = cv2.resize(frame[top:bottom, left:right], (r.size, r.size), interpolation=cv2.INTER_AREA)
+            small = cv2.resize(frame[top:bottom, left:right], (s.size, s.size), interpolation=cv2.INTER_AREA)
             frames.append(cv2.cvtColor(small, cv2.COLOR_BGR2RGB))
     capture.release()
     with av.open(path) as container:
-        return np.stack(frames), waveform(container, start, r)
+        return np.stack(frames), waveform(container, start, s)
 
 
 PEERS = {"torchcodec": ("torchcodec", torchcodec), "decord": ("decord", decord), "opencv": ("cv2", opencv),
          "pyav": ("av", pyav)}  # what to import
 
 
-def numbers(start: float, fps: float, r: data.ClipSpec) -> list[int]:
+def numbers(start: float, fps: float, s: data.ClipSpec) -> list[int]:
     """The numbers of the frames that are shown"""
-    return [int((start + i / r.fps) * fps + 1e-3) for i in range(r.frames)]
+    return [int((start + i / s.fps) * fps + 1e-3) for i in range(s.frames)]
 
 
 def pixels(box: tuple, width: int, height: int) -> tuple[int, int, int, int]:
@@ -218,18 +208,16 @@ def pixels(box: tuple, width: int, height: int) -> tuple[int, int, int, int]:
     return int(box[0] * width), int(box[1] * height), round(box[2] * width), round(box[3] * height)
 
 
-def cut(frames: torch.Tensor, box: tuple, r: data.ClipSpec) -> np.ndarray:
+def cut(frames: torch.Tensor, box: tuple, s: data.ClipSpec) -> np.ndarray:
     """(T, H, W, 3) uint8 -> cut and resized, bilinear with antialiasing: the fastest way that torch has"""
     left, top, right, bottom = pixels(box, frames.shape[2], frames.shape[1])
     part = frames[:, top:bottom, left:right].permute(0, 3, 1, 2)
-    return F.interpolate(part, (r.size, r.size), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
+    return F.interpolate(part, (s.size, s.size), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 
 
-# -------------------------------------------------- the parts: (videos, recipe, rounds, workers) -> rows, what is to be said
 
-
-def clips(videos: dict[str, Path], r: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
-    """Every contender on every video, ours first, with its ratios; says which are left out or give other frames"""
+def clips(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+    """32 frames at 10 fps, a random part of them at 224 x 224, and their waveform, of videos of 10 s"""
     rows, words, contenders = [], [], {"ours": ours, "floor": floor}
     for name, (module, contender) in PEERS.items():
         try:
@@ -239,30 +227,27 @@ def clips(videos: dict[str, Path], r: data.ClipSpec, rounds: int, _workers: int)
             words.append(f"{name} is left out: {first_line(error)}")
     for title, path in videos.items():
         with Media(path) as media:
-            width, height, last = media.width, media.height, media.duration - r.frames / r.fps
+            width, height, last = media.width, media.height, media.duration - s.seconds
         rng = np.random.default_rng(0)
-        jobs = [(str(path), int(rng.integers(10 * last + 1)) / 10, data.random_box(rng, width, height, r.area), r)
+        jobs = [(str(path), int(rng.integers(10 * last + 1)) / 10, data.random_box(rng, width, height, s.area), s)
                 for _ in range(rounds + 1)]
-        taken = {}
-        for i, got in turns({name: lambda i, c=c, jobs=jobs: c(*jobs[i]) for name, c in contenders.items()}, rounds, taken):
+
+        def look(i: int, got: dict, title=title) -> None:
             for name, clip in got.items():
-                if isinstance(clip, Exception):
-                    words.append(f"{name} cannot read {title}: {first_line(clip)}")
-                elif clip and (far := np.abs(clip[0].astype(np.int16) - got["ours"][0]).mean((1, 2, 3)).max()) > SAME:
+                if clip and (far := np.abs(clip[0].astype(np.int16) - got["ours"][0]).mean((1, 2, 3)).max()) > SAME:
                     words.append(f"{name} gives other frames of {title}, round {i}: they differ by {far:.0f} of 255")
-        found = [row("clip", title, name, times) for name, times in taken.items()]
-        found[0].update({f"vs_{name}": float(np.median(np.divide(times, taken["ours"]))) for name, times in taken.items()
-                         if name != "ours"})
-        rows += found
+
+        runs = {name: lambda i, c=c, jobs=jobs: c(*jobs[i]) for name, c in contenders.items()}
+        rows += compare("clip", title, runs, rounds, words, look)
     return rows, words
 
 
-def turns(runs: dict[str, Callable], rounds: int, taken: dict[str, list[float]]):
-    """Calls each run(round), another one first each round, after one round to warm up; yields (round, what they returned).
+def compare(part: str, title: str, runs: dict[str, Callable], rounds: int, words: list[str], look=None) -> list[dict]:
+    """Rows of calls run(round) that take turns, another one first each round, after one round to warm up.
 
-    Leaves in `taken` the CPU seconds of each. One that raises is left out from then on; not so the first one.
+    One that raises is left out from then on, and named in `words`; not so the first one. look(round, what they returned).
     """
-    taken |= {name: [] for name in runs}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
         got, order = {}, list(taken)
         for name in order[i % len(order):] + order[:i % len(order)]:
@@ -273,63 +258,56 @@ def turns(runs: dict[str, Callable], rounds: int, taken: dict[str, list[float]])
             except Exception as error:
                 if name == order[0]:
                     raise
-                got[name] = error
+                words.append(f"{name} cannot read {title}: {first_line(error)}")
                 del taken[name]
-        yield i, got
+        if look:
+            look(i, got)
+    first, *others = taken
+    rows = [row(part, title, name, times) for name, times in taken.items()]
+    rows[0] |= {f"vs_{name}": float(np.median(np.divide(taken[name], taken[first]))) for name in others}
+    return rows
 
 
-def packed(videos: dict[str, Path], r: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
-    """Training's path from shards beside that from the videos they were packed of, in turns"""
+def packed(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+    """the clips of training, of videos and of the shards they are packed into"""
     rows = []
     for title, path in videos.items():
-        here, out = copies(path, 4), path.parent / f"shards of {title}"
+        shards = path.parent.with_name(f"shards of {title}")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            data.main(["pack", str(here), str(out), "--workers", "1"])
-        both = {"shards": reader("shards", out, r, 1), "videos": reader("folder", here, r, 1)}
-        taken: dict[str, list[float]] = {}
-        list(turns({name: lambda step, d=dataset: d[step, 0] for name, dataset in both.items()}, rounds, taken))
-        found = [row("packed", title, name, times) for name, times in taken.items()]
-        found[0]["vs_videos"] = found[1]["cpu_s"] / found[0]["cpu_s"]
-        rows += found
+            show.main(["pack", str(path.parent), str(shards), "--workers", "1"])
+        both = {"shards": training(Index(shards / "index"), s, 1), "videos": training(listed(path), s, 1)}
+        rows += compare("packed", title, {name: lambda i, d=d: d[i, 0] for name, d in both.items()}, rounds, [])
     return rows, []
 
 
-def loader(videos: dict[str, Path], r: data.ClipSpec, rounds: int, workers: int) -> tuple[list[dict], list[str]]:
-    """The whole loader of training, its workers included, beside the same clips read by one process, in turns"""
-    batch, times, (title, path) = 8, {workers: [], 0: []}, next(iter(videos.items()))
-    dataset = reader("folder", copies(path, batch), r, batch)
+def loader(videos: dict[str, Path], s: data.ClipSpec, rounds: int, workers: int) -> tuple[list[dict], list[str]]:
+    """the loader of training, with its workers and without, batches of 8"""
+    batch, (title, path) = 8, next(iter(videos.items()))
+    dataset, times, names = training(listed(path), s, batch), {workers: [], 0: []}, (f"{workers} workers", "one process")
     for turn in range(3):
-        for count in times:
+        for workers_, seconds in times.items():
             first, began = turn * rounds, (time.perf_counter(), cpu())
-            for _ in loading.train_batches(dataset, batch, Processes(solo=True), first, first + rounds, count):
+            for _ in loading.train_batches(dataset, batch, Processes(solo=True), first, first + rounds, workers_):
                 pass
-            times[count].append(np.subtract((time.perf_counter(), cpu()), began) / (batch * rounds))
-    rows = []
-    for count, seconds in times.items():
-        rows.append(row("loader", title, f"{count} workers" if count else "one process", [s for _, s in seconds]))
-        rows[-1]["clips_per_s"] = 1 / float(np.median([s for s, _ in seconds]))
+            seconds.append(np.subtract((time.perf_counter(), cpu()), began) / (batch * rounds))
+    rows = [row("loader", title, name, [cpu_s for _, cpu_s in seconds]) | {"clips_per_s": 1 / np.median(seconds, 0)[0].item()}
+            for name, seconds in zip(names, times.values(), strict=True)]
     rows[0]["vs_one_process"] = rows[1]["cpu_s"] / rows[0]["cpu_s"]
     # By the clock, with a core for each worker; where cores share their parts, two at once take more CPU for the same work.
     rows[0]["a_worker_vs_one_process"] = rows[0]["clips_per_s"] / workers / rows[1]["clips_per_s"]
     return rows, []
 
 
-def copies(path: Path, n: int) -> Path:
-    """A folder where a video has n names"""
-    folder = path.parent / f"{n} of {path.stem}"
-    folder.mkdir(exist_ok=True)
-    for i in range(n):
-        if not (folder / f"{i}.mp4").exists():
-            (folder / f"{i}.mp4").hardlink_to(path)
-    return folder
+def listed(path: Path) -> Index:
+    """A list that names a video eight times"""
+    folder = path.with_name("list")
+    return Index(folder) if folder.exists() else write(folder, path.parent, [Row(path.name, 0.0, math.inf, [])] * 8)
 
 
-def reader(kind: str, folder: Path, r: data.ClipSpec, batch: int) -> Dataset:
-    """The clips of training from a folder of videos or of shards"""
-    where = folder.parent / f"list of {folder.name}"
-    layouts.list_files(kind, folder, where, where.with_suffix(".problems"))
-    rows = data.Source(Index(where), np.zeros(0, int))
-    return data.TrainDataset([rows], Sampler([len(rows)], [1.0], batch, 0), r, vocabulary=tokenize.Vocabulary([]))
+def training(rows: Index, s: data.ClipSpec, batch: int) -> data.TrainDataset:
+    """The clips of training from a list"""
+    sampler = Sampler([len(rows)], [1.0], batch, 0)
+    return data.TrainDataset([data.Source(rows, np.zeros(0, int))], sampler, s, vocabulary=tokenize.Vocabulary([]))
 
 
 def cpu() -> float:
@@ -365,12 +343,3 @@ def report(rows: list[dict]) -> str:
 
 
 PARTS = {"clip": clips, "packed": packed, "loader": loader}
-TITLES = {
-    "clip": "32 frames at 10 fps, a random part of them at 224 x 224, and their waveform, of videos of 10 s",
-    "packed": "the clips of training, of videos and of the shards they are packed into",
-    "loader": "the loader of training, with its workers and without, batches of 8",
-}
-AIMS = """\
-Aims, a core: faster than torchcodec, decord, OpenCV and PyAV's to_ndarray; no slower than the floor (the same packets decoded,
-no more) with B-frames, within 1.25 of it without; shards 3 times as fast as videos of 640x360, 6 times as those of 1280x720;
-with workers at least 0.9 of one process."""
