@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 import vatt
 from bench import data, model, table
 from data import ClipSpec
+from engine.arguments import positive
 from engine.processes import Processes
 from engine.run import write_text
 
@@ -34,34 +35,26 @@ def flags(commands, common: argparse.ArgumentParser) -> None:
     """Adds the command line of `device`"""
     c = commands.add_parser("device", parents=[common], help="all that a GPU can show, in minutes")
     c.set_defaults(run=run)
-    c.add_argument("--minutes", type=float, default=8.0, help="for everything (default: %(default)s)")
+    c.add_argument("--minutes", type=positive, default=8.0, help="for everything (default: %(default)s)")
     c.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="default: all")
     c.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # one part, in this process
 
 
 def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> list[dict]:
     """`python -m bench device`: prints one table, returns its rows"""
-    cuda = Processes().device.type == "cuda"
-    if not args.minutes > 0:
-        p.error(f"--minutes must be above 0, not {args.minutes}")
-    rows = []
+    rows, spare, shares = [], 0.0, sum(PARTS[part][0] for part in args.parts)
     if args.alone:
-        for row in PARTS[args.parts[0]][1](cuda):
+        for row in PARTS[args.parts[0]][1](Processes().device.type == "cuda"):
+            write_text(args.json, json.dumps([*rows, row]))
             rows.append(row)
-            write_text(args.json, json.dumps(rows))
         return rows
-    left = 60 * args.minutes
-    shares = sum(PARTS[part][0] for part in args.parts)
-    spare = 0.0
     for part in args.parts:
-        limit = spare + left * PARTS[part][0] / shares
-        began = time.perf_counter()
+        limit, began = spare + 60 * args.minutes * PARTS[part][0] / shares, time.perf_counter()
         print(f"{part}: at most {limit:.0f} s", flush=True)
         found, why = in_a_process(part, limit)
         took = time.perf_counter() - began
         spare = max(0.0, limit - took)
-        rows += [{"part": part, **row} for row in found]
-        rows.append({"part": part, "name": "", "seconds": took, "note": why or "done"})
+        rows += [*({"part": part, **row} for row in found), {"part": part, "name": "", "seconds": took, "note": why or "done"}]
     print(report(rows))
     return rows
 
@@ -83,7 +76,7 @@ def in_a_process(part: str, limit: float) -> tuple[list[dict], str]:
         return rows["rows"] if isinstance(rows, dict) else rows, why or (f"FAILED with {code}: {last[:200]}" if code else "")
 
 
-# ---------------------------------------------------------------------------- the parts: (on a GPU?) -> rows, one by one
+# The parts: (on a GPU?) -> rows, one by one.
 
 
 def tests(cuda: bool) -> Iterator[dict]:
@@ -95,8 +88,8 @@ def tests(cuda: bool) -> Iterator[dict]:
 
 def demo(cuda: bool) -> Iterator[dict]:
     """The demo, and its scores beside the CPU's"""
-    small = [] if cuda else ["--steps", "4", "--batch", "8"]
     with tempfile.TemporaryDirectory() as out:
+        small = [] if cuda else ["--steps", "4", "--batch", "8"]
         subprocess.run([sys.executable, "pretrain.py", "--out", out, *small], cwd=HERE, check=True)
         results = json.loads(Path(out, "results.json").read_text())
         for task, cpu in CPU_DEMO.items():
@@ -104,19 +97,15 @@ def demo(cuda: bool) -> Iterator[dict]:
 
 
 def step(cuda: bool) -> Iterator[dict]:
-    """Each preset's whole step at 50% DropToken: the largest batch, and the common one"""
+    """Each preset's whole step at 50% DropToken: the common batch, and the largest one"""
     for preset in presets(cuda):
-        yield measured(preset, COMMON if cuda else 4)
-        if cuda:
-            yield measured(preset, "max")
+        yield from (measured(preset, batch) for batch in ((COMMON, "max") if cuda else (4,)))
 
 
 def options(cuda: bool) -> Iterator[dict]:
     """The same with --recompute, then with --compile"""
     for preset in presets(cuda):
-        yield measured(preset, COMMON if cuda else 4, recompute=True)
-        if cuda:
-            yield measured(preset, "max", recompute=True)
+        yield from (measured(preset, batch, recompute=True) for batch in ((COMMON, "max") if cuda else (4,)))
     for preset in presets(cuda):
         yield measured(preset, COMMON if cuda else 4, compile=True)
 
