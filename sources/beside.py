@@ -14,18 +14,13 @@ from typing import NamedTuple
 
 from media.captions import PARSERS
 
-# ISO 639-1, by the first letter; some are English words, too
-LANGUAGE = re.compile("a[abefkmnrsvyz]|b[aeghimnors]|c[aehorsuvy]|d[aevz]|e[elnostu]|f[afijory]|g[adlnuv]|h[aeiortuyz]|"
-                      "i[adegikostuw]|j[av]|k[agijklmnorsuvwy]|l[abginotuv]|m[ghiklnrsty]|n[abdeglnorvy]|o[cjmrs]|p[ailst]|qu|"
-                      "r[mnouw]|s[acdegiklmnoqrstuvw]|t[aeghiklnorstwy]|u[gkrz]|v[eio]|w[ao]|xh|y[io]|z[ahu]")
-WORD = re.compile("a[mns]|be|h[aeio]|i[deost]|l[aio]|m[iy]|no|o[mr]|so|t[aio]|uk")
 NAMES = {
     "arabic": "ar", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en", "finnish": "fi",
     "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi", "hungarian": "hu", "indonesian": "id",
     "italian": "it", "japanese": "ja", "korean": "ko", "norwegian": "no", "polish": "pl", "portuguese": "pt", "romanian": "ro",
     "russian": "ru", "spanish": "es", "swedish": "sv", "thai": "th", "turkish": "tr", "ukrainian": "uk", "vietnamese": "vi",
-    "deu": "de", "eng": "en", "fra": "fr", "ger": "de", "fre": "fr", "ita": "it", "jpn": "ja", "por": "pt", "rus": "ru",
-    "spa": "es", "chi": "zh", "zho": "zh", "kor": "ko", "ara": "ar", "hin": "hi", "nld": "nl", "dut": "nl", "pol": "pl"}
+    "eng": "en", "deu": "de", "ger": "de", "fra": "fr", "fre": "fr", "spa": "es"}
+CODES = frozenset(NAMES.values()) - {"he", "hi", "id", "it", "no"}     # which are no English words
 FORCED = frozenset(("forced", "foreign"))                       # what is said in another language than the rest, alone
 AUTOMATIC = frozenset(("auto", "automatic", "generated", "asr", "orig", "whisper", "whisperx"))
 HEARING = frozenset(("sdh", "cc", "hoh"))                       # with noises in words
@@ -78,10 +73,8 @@ def marks(rest: str) -> Marks | None:
 
 
 def is_language(token: str, before: str) -> bool:
-    """Whether a part of a name is a language; many codes are English words, too, so that what stands before them counts."""
-    if token in NAMES or (before == "." and re.fullmatch("[a-z]{2,3}", token)):
-        return True
-    return bool(LANGUAGE.fullmatch(token)) and (before in ("[", "(") or (before != " " and not WORD.fullmatch(token)))
+    """Whether a part of a name is a language. Many codes are English words, too, so that what stands before them counts."""
+    return token in NAMES or (token in CODES and before != " ") or (before in ".[(" and bool(re.fullmatch("[a-z]{2,3}", token)))
 
 
 def speaks(marks: Marks, language: str) -> int | None:

@@ -79,7 +79,8 @@ def compare(text: str, kind: str, root: Path, folder: Path) -> None:
     """
     head = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     began = Path(head.get("at") or head["root"])
-    if ("at" in head) != (kind == "shards"):
+    moved, other = os.path.realpath(root) != os.path.realpath(began), ("at" in head) != (kind == "shards")
+    if other or (moved and kind != "shards" and not (folder / KEPT).is_file()):        # not there: a run of before
         raise ValueError(f"{text} is not what the run began with, {began}: name that to go on, or another --out")
     if "at" in head:
         if (root / "index").resolve() != began.resolve():
@@ -88,32 +89,25 @@ def compare(text: str, kind: str, root: Path, folder: Path) -> None:
                 raise ValueError(f"{text} holds other shards than those that the run began with, {began}: name those to go on")
             index.point(folder, now.folder)
         return
-    moved = os.path.realpath(root) != os.path.realpath(began)
-    if not (folder / KEPT).is_file():                       # of a run of before
-        if moved:
-            raise ValueError(f"{text} is not what the run began with, {began}: name that to go on, or another --out")
+    if not (folder / KEPT).is_file():
         return
     with (folder / KEPT).open(encoding="utf-8") as then:
         same = all(one == other for one, other in zip_longest((line.rstrip("\n") for line in then), files(root)))
     changes = {} if same else changed(root, folder)
-    if moved and (changes.get("went") or changes.get("changed")):
-        raise ValueError(f"{text} is not what the run began with, {began}: {say(changes)}; name that, or another --out")
+    told = ", ".join(changes.values())
+    if moved and changes.keys() - {"came"}:
+        raise ValueError(f"{text} is not what the run began with, {began}: {told}; name that, or another --out")
     if moved:
         (folder / "index.json").write_text(json.dumps({**head, "root": str(root.absolute())}), encoding="utf-8")
     if changes:
-        print(f"warning: {text}: {say(changes)} since the run began; it goes on with the videos and captions of then",
+        print(f"warning: {text}: {told} since the run began; it goes on with the videos and captions of then",
               file=sys.stderr, flush=True)
 
 
-def changed(root: Path, folder: Path) -> dict[str, list[str]]:
-    """The names of the files that came, went and changed since the index was written, if any."""
+def changed(root: Path, folder: Path) -> dict[str, str]:
+    """What came, went and changed since the index was written, if anything: {"went": "2 files went (first a.mp4)"}."""
     then = dict(map(json.loads, (folder / KEPT).open(encoding="utf-8")))
     now = dict(map(json.loads, files(root)))
     found = {"came": [name for name in now if name not in then], "went": [name for name in then if name not in now],
              "changed": [name for name in now if then.get(name, now[name]) != now[name]]}
-    return {what: names for what, names in found.items() if names}
-
-
-def say(changes: dict[str, list[str]]) -> str:
-    """In words: 3 files came (first a.mp4), 1 went (first b.srt)"""
-    return ", ".join(printable(f"{len(names)} files {what} (first {names[0]})") for what, names in changes.items())
+    return {what: printable(f"{len(names)} files {what} (first {names[0]})") for what, names in found.items() if names}

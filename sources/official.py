@@ -168,12 +168,14 @@ def kinetics(files: Files, part: int) -> Labelled:
         sides.append([(f"{path}:{at}", row) for at, row in columns(path, *wanted)] if path else [])
     classes = sorted({row["label"] for _, row in sides[0] or sides[1]})
     expect(files, len(classes), 400, 600, 700)
-    number, find = {name: i for i, name in enumerate(classes)}, clips(files)
+    number, cuts = {name: i for i, name in enumerate(classes)}, layouts.Cuts(files.root, files.media, files.sums)
 
     def rows(side):
         for at, row in side:
-            times = (captions.seconds(row[name]) for name in ("time_start", "time_end"))
-            yield *find(row["youtube_id"], *times, at), known(number, row["label"], at, "train.csv")
+            if not layouts.YOUTUBE_ID.fullmatch(youtube := row["youtube_id"]):
+                raise ValueError(f"{at}: {youtube!r} is no id of YouTube's: get the list again")
+            said, *times = segment(at, youtube, row["time_start"], row["time_end"])
+            yield said, *cuts.find(youtube, *times), known(number, row["label"], at, "train.csv")
 
     return files.labelled(classes, rows(sides[0]), rows(sides[1]), kind="video")
 
@@ -198,18 +200,12 @@ def mit(files: Files, part: int) -> Labelled:
     return files.labelled(classes, rows("trainingSet.csv", "training"), rows("validationSet.csv", "validation"), kind="video")
 
 
-def clips(files: Files) -> Callable:
-    """find(id, start, end, where it is listed) -> (what is listed, path or None, start and end in that file)."""
-    cuts = layouts.Cuts(files.root, files.media, files.sums)
-
-    def find(youtube: str, start: float, end: float, at: str):
-        if not layouts.YOUTUBE_ID.fullmatch(youtube):
-            raise ValueError(f"{at}: {youtube!r} is no id of YouTube's: get the list again")
-        if not 0 <= start < end <= captions.MAX_SECONDS:
-            raise ValueError(f"{at}: {youtube} has no valid time: {start:g} to {end:g} s: get the list again")
-        return f"{youtube} {start:g}-{end:g} s", *cuts.find(youtube, start, end)
-
-    return find
+def segment(at: str, name: str, start: str, end: str) -> tuple[str, float, float]:
+    """(what it is called, start, end) of a part of a video, in seconds; ValueError where those are no times."""
+    first, last = captions.seconds(start), captions.seconds(end)
+    if not 0 <= first < last <= captions.MAX_SECONDS:
+        raise ValueError(f"{at}: {name} has no valid time: {first:g} to {last:g} s: get the list again")
+    return f"{name} {first:g}-{last:g} s", first, last
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,7 +234,7 @@ def audioset(files: Files, part: int) -> Labelled:
     path = files.one(r"class_labels_indices\.csv", "class_labels_indices.csv", where)
     listed = [row for _, row in columns(path, "index", "mid", "display_name")]
     number = {row["mid"]: i for i, row in enumerate(listed)}        # names hold commas, the mid is the key
-    lists, find = files.every(LISTS["audioset"]), clips(files)
+    lists, cuts = files.every(LISTS["audioset"]), layouts.Cuts(files.root, files.media, files.sums)
     if not lists:
         raise ValueError(f"{files.root} holds no *_segments.csv: get eval_segments.csv and the others from {where}")
 
@@ -247,7 +243,7 @@ def audioset(files: Files, part: int) -> Labelled:
             if path.name.lower().startswith("eval") == test:
                 for youtube, start, end, mids in layouts.segments(path, files.problems):
                     targets = {known(number, mid, f"{path}: {youtube}", "class_labels_indices.csv") for mid in mids}
-                    yield *find(youtube, start, end, str(path)), tuple(sorted(targets))
+                    yield f"{youtube} {start:g}-{end:g} s", *cuts.find(youtube, start, end), tuple(sorted(targets))
 
     return files.labelled([row["display_name"] for row in listed], rows(False), rows(True), multi=True, kind="audio")
 
@@ -285,10 +281,8 @@ def youcook2(files: Files, part: int) -> Labelled:
         listed = list(columns(path, "video_id", "start", "end", "text"))    # by name: in this file, end comes before start
     videos, rows = files.by(stem), []
     for at, row in listed:
-        start, end = captions.seconds(row["start"]), captions.seconds(row["end"])
-        if not 0 <= start < end <= captions.MAX_SECONDS:
-            raise ValueError(f"{path}:{at}: {row['video_id']} has no valid time: {start:g} to {end:g} s: get the list again")
-        rows.append((f"{row['video_id']} {start:g}-{end:g} s", videos.get(row["video_id"]), start, end, row["text"]))
+        said, start, end = segment(f"{path}:{at}", row["video_id"], row["start"], row["end"])
+        rows.append((said, videos.get(row["video_id"]), start, end, row["text"]))
     return files.labelled([], [], rows, kind="video")
 
 
