@@ -273,7 +273,7 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
     read = lambda: ((path, *entry) for path, name in zip(paths, label, strict=True) for entry in entries(path, name))
     for path, at, name, start, end, what, side in read():
         inside = os.path.relpath(os.path.join(root, name), root)
-        if inside.startswith(os.pardir):                                    # paths of an index lie below its root
+        if inside.split(os.sep)[0] == os.pardir:                            # paths of an index lie below its root
             above = Path(os.path.commonpath([above, os.path.normpath(os.path.join(root, name))]))
             if not outside:
                 raise ValueError(f"{path}:{at}: {name!r} lies outside {path.parent}: put the list above its files, or give "
@@ -284,6 +284,8 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
             values.append(value)
         if len(numbers) > MOST:
             raise ValueError(f"{path}:{at}: more than {MOST} classes: name the column of the labels, csv={path}:COLUMN")
+    if not kept[0]:
+        raise ValueError(f"{paths[0]} lists no file: write path,label, a line each")
     files, parts, targets, tests, at = (np.frombuffer(values, values.typecode) for values in kept)
     if captioned:
         tests = tests if tests.any() else np.ones_like(tests)
@@ -292,13 +294,13 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
     told = paths[0] if len(paths) == 1 else root
     contradictions(told, files, tests, at, "name a file to train on and to test on: its scores mean nothing", problems)
     contradictions(told, parts, targets, at, "give a file two labels: each row counts", problems)
-    names = list(numbers)
-    if odd := [name for name in names if "|" in name]:
-        line = at[targets == numbers[odd[0]]][0]
+    if odd := [name for name in numbers if "|" in name]:
         problems.append(errors.printable(f"{told}: {len(odd)} labels hold a |, and each is one class, first: {odd[0]!r}, line "
-                                         f"{line}"))
-    used = {names[k] for k in np.unique(targets[tests == 0] if not tests.all() else targets).tolist() if k >= 0}
-    classes = sorted(used, key=lambda name: (int(name) if all(map(str.isdecimal, used)) else 0, name))
+                                         f"{at[targets == numbers[odd[0]]][0]}"))
+    used = set(np.unique(targets if tests.all() else targets[tests == 0]).tolist())
+    classes = [name for name, k in numbers.items() if k in used]
+    numeric = all(map(str.isdecimal, classes))                              # 2 comes before 10
+    classes.sort(key=lambda name: (len(name) if numeric else 0, name))
     number = {name: i for i, name in enumerate(classes)}
 
     @functools.lru_cache(1 << 16)

@@ -188,6 +188,18 @@ def test_lists_that_contradict_themselves_are_told_with_their_lines(tmp_path, te
     assert problems == ([f"{tmp_path}/labels.csv: {said}"] if said else [])
 
 
+@pytest.mark.parametrize("text", ["path,label\n", "path,caption\n", ""])
+def test_a_list_without_a_row_is_an_error(tmp_path, text):
+    with pytest.raises(ValueError, match=r"labels.csv( lists no file|: the first line names no column)"):
+        load(str(table(tmp_path, text)), [])
+
+
+def test_names_that_begin_with_dots_lie_in_the_folder(tmp_path):
+    put(tmp_path, "..a.mp4", "...b.mp4")
+    data = load(str(table(tmp_path, "path,label,split\n..a.mp4,x,train\n...b.mp4,x,val\n")), [])
+    assert [row.path for row in (data.train[0], data.test[0])] == ["..a.mp4", "...b.mp4"]
+
+
 def test_a_large_list_takes_a_few_times_its_own_bytes_and_one_of_too_many_classes_is_refused(tmp_path, monkeypatch):
     put(tmp_path, "clips/0.mp4", "clips/1.mp4")
     most = []
