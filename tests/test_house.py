@@ -11,7 +11,8 @@ FLOORS = ["media engine tokenize droptoken transformer heads losses", "sources",
           "pretrain finetune", "bench"]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 COMMANDS = {"weights/__main__.py": "tools"}  # what stands in a package and is not of its floor
-FILES = sorted(path.relative_to(HERE) for path in HERE.rglob("*.py") if path.relative_to(HERE).parts[0].removesuffix(".py") in FLOOR)
+FILES = [path for path in sorted(path.relative_to(HERE) for path in HERE.rglob("*.py"))
+         if path.parts[0].removesuffix(".py") in FLOOR]
 
 
 def imports(path):
