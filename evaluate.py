@@ -102,8 +102,8 @@ def multilabel_metrics(scores: torch.Tensor, targets: torch.Tensor, per_class: b
     share of pairs of a positive and a negative in which the positive is higher, and a tie is half a pair: both as in
     scikit-learn. d' = sqrt(2) Phi^-1(area): "d'" is the mean of each class's, as in the paper's Table 2; "d' of AUC" is that of
     the mean area, as others report it, and is smaller. Classes without a positive or without a negative sample are in none of
-    the means: "left_out" lists their numbers. "chance": mAP is the mean share of positives, AUC 1/2, d' 0. With `per_class`
-    also "samples", "AP" and "AUC of each" (lists of C, None for classes left out).
+    the means: "left_out" lists their numbers. "chance" is what random scores give these files: AUC 1/2, d' 0, mAP the mean of
+    `chance_precision`. With `per_class` also "samples", "AP" and "AUC of each" (lists of C, None for classes left out).
     """
     scores, targets = scores.double().cpu(), targets.bool().cpu()
     n, c = scores.shape
@@ -119,10 +119,19 @@ def multilabel_metrics(scores: torch.Tensor, targets: torch.Tensor, per_class: b
     metrics = {"mAP": mean(precision), "AUC": mean(area), "d'": mean(primes),
                "d' of AUC": d_prime(mean(area), int(pairs.sum())) if kept else 0.0, "N": n,
                "left_out": [k for k in range(c) if area[k] is None],
-               "chance": {"mAP": mean((positives / max(n, 1)).tolist()), "AUC": 0.5, "d'": 0.0}}
+               "chance": {"mAP": mean([chance_precision(p, n) for p in positives.tolist()]), "AUC": 0.5, "d'": 0.0}}
     if per_class:
         metrics |= {"samples": positives.tolist(), "AP": precision, "AUC of each": area}
     return metrics
+
+
+def chance_precision(positives: int, n: int) -> float:
+    """The average precision to expect of a random order of n files: more than the share of positives where they are few
+
+    A hit at rank k has on average 1 + (k - 1)(positives - 1)/(n - 1) hits at or above it; the mean over k has a closed form.
+    """
+    first = sum(1 / k for k in range(1, n + 1)) / max(n, 1)
+    return first + (1 - first) * (positives - 1) / max(n - 1, 1)
 
 
 def areas(scores: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
@@ -286,7 +295,7 @@ def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     print(f"{spec.windows} windows of {spec.frames} frames at {spec.fps:g} fps, central crops of {spec.size} pixels; "
           f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions stand at "
           f"more than one clip, and only their own is right; {len(texts) - known} hold no word that the run knows\n")
-    print(tables.retrieval({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent"))
+    print(tables.retrieval({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent", "name more videos"))
     tables.warn_unreadable(failed)
     tables.keep(args.out, f"retrieve_{found.name}", {**scores, "unreadable": len(failed)})
 

@@ -305,7 +305,8 @@ def main(argv: list[str] | None = None) -> None:
                 optimizer.step()
             if training.due():
                 with training.evaluation():
-                    row["held_out"] = {task: scores["R@10"] for task, scores in recall().items() if task in TASKS}
+                    row["held_out"] = {task: scores["R@10"] for task, scores in recall().items()
+                                       if task in TASKS and scores["N"]}
             training.log(row, summary(row, args.batch))
             training.save()
         with training.evaluation():
@@ -374,7 +375,7 @@ def summary(row: dict, batch: int) -> str:
     number = lambda k: "nan" if row[k] is None else f"{row[k]:.2f}"
     line = (f"NCE {number('nce')}/{chance[0]:.2f}, MIL-NCE {number('mil_nce')}/{chance[1]:.2f} chance "
             f"| cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')}")
-    if "held_out" in row:
+    if row.get("held_out"):
         line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
     return line
 

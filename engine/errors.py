@@ -50,7 +50,7 @@ class Problems:
     def warn(self) -> None:
         """Says the first ones and the last ones, which are sums, and where all of them are"""
         lines = [*self.first, *self.last]
-        more = f"; all {self.count} are in {self.path}" if self.count > len(lines) else ""
+        more = f"; all are in {self.path}" if self.count > len(lines) else ""
         if lines:
             print("\n".join(f"warning: {line}" for line in lines) + more, file=sys.stderr, flush=True)
 

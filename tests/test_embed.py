@@ -1,18 +1,25 @@
 """Vectors in one file, begun again where they stopped, and the search among moments (embed.py)."""
 
+import base64
+import io
+import json
 import re
 import wave
+from html.parser import HTMLParser
+from urllib.parse import unquote
 
+import av
 import numpy as np
 import pytest
 import torch
 from films import film, folder
-from runs import pretrained
+from runs import pretrained, refused
 
 import evaluate
 import vatt
+from media import Media
 from tools import embed
-from tools.search import best_apart
+from tools.search import Moment, best_apart
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +136,8 @@ def test_search_finds_moments_in_long_films_and_draws_them(run, tmp_path, capsys
     cosines = table["vectors"] @ vatt.load(run).embed_text("a red cloth please").numpy()
     first = next(line for line in said.splitlines() if " - " in line)
     assert float(first.split()[0]) == pytest.approx(cosines.max(), abs=0.006)
-    assert float(first.split()[1]) == pytest.approx(table["times"][cosines.argmax(), 0], abs=0.06)
+    assert float(first.split()[2]) == pytest.approx(table["times"][cosines.argmax(), 0], abs=0.06)
+    assert all(line.endswith("s  (without: please)") for line in said.splitlines() if " - " in line), "beside every score"
     evaluate.main(["search", str(run), "blue", "--in", str(root), "--top", "1", "--out", str(out)])
     assert "holds all 15 already" in capsys.readouterr().out
     pytest.importorskip("matplotlib")
@@ -149,10 +157,58 @@ def test_a_folder_of_films_without_pictures_has_nothing_to_search(run, tmp_path,
     assert "no video below" in said
 
 
-def test_of_moments_that_overlap_only_the_best_is_shown():
-    films, times = ["a", "a", "a", "b", "a"], [[0, 2], [1, 3], [2, 4], [1, 3], [0, 2]]
-    assert best_apart([0.5, 0.9, 0.8, 0.7, 0.1], films, times, 9) == [1, 3]
-    assert best_apart([0.9, 0.5, 0.8, 0.7, 0.1], films, times, 2) == [0, 2]
+def test_of_moments_that_overlap_only_the_best_is_shown_and_of_one_video_at_most_two():
+    videos, times = ["a", "a", "a", "b", "a"], [[0, 2], [1, 3], [2, 4], [1, 3], [4, 6]]
+    shown = lambda cosines, top, each: [(m.video, m.start) for m in best_apart(
+        [Moment(video, *time, cosine) for video, time, cosine in zip(videos, times, cosines, strict=True)], top, each)]
+    assert shown([0.5, 0.9, 0.8, 0.7, 0.1], 9, 2) == [("a", 1), ("b", 1), ("a", 4)]
+    assert shown([0.9, 0.5, 0.8, 0.7, 0.6], 9, 2) == [("a", 0), ("a", 2), ("b", 1)]
+    assert shown([0.9, 0.5, 0.8, 0.7, 0.6], 9, 3)[-1] == ("a", 4)
+    assert shown([0.9, 0.5, 0.8, 0.7, 0.6], 1, 2) == [("a", 0)]
+
+
+class Page(HTMLParser):
+    """Links, sources of pictures and text of a page, and every tag"""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.pictures, self.tags, self.text = [], [], set(), ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for name, value in attrs if name == "href"]
+        self.pictures += [value for name, value in attrs if name == "src"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_of_a_search_holds_its_pictures_and_opens_the_videos_at_the_moments(run, tmp_path, capsys):
+    root = tmp_path / "films"
+    film(root / "a & <b>'é#?%20.mp4", seconds=3, seed=1)
+    film(root / "other.mp4", seconds=1, seed=2)
+    command = ["search", str(run), "red <script>alert(1)</script> &", "--in", str(root), "--top", "5",
+               "--out", str(tmp_path / "out" / "found.png"), "--json", str(tmp_path / "found.json")]
+    evaluate.main(command)
+    shown, moments = Page(tmp_path / "out" / "found.html"), json.loads((tmp_path / "found.json").read_text())["moments"]
+    assert len(moments) == len(shown.links) == len(shown.pictures) == 4
+    for moment, link, picture in zip(moments, shown.links, shown.pictures, strict=True):
+        path, _, at = link.partition("#t=")
+        assert (tmp_path / "out" / unquote(path)).resolve() == root / moment["video"]
+        assert float(at) == pytest.approx(moment["start"], abs=0.06)
+        with av.open(io.BytesIO(base64.b64decode(picture.partition("base64,")[2]))) as file:
+            frame = next(file.decode(video=0))
+        assert (frame.width, frame.height) == (6 * 180, 135)
+        mean = lambda x: np.asarray(x, float).reshape(-1, 3).mean(0)
+        with Media(root / moment["video"]) as media:
+            first = media.video(moment["start"], 1, 10, size=(135, 180))[0]
+        assert np.abs(mean(frame.to_ndarray(format="rgb24")[:, :180]) - mean(first)).max() < 6
+    assert "script" not in shown.tags
+    assert "red <script>alert(1)</script> &" in shown.text
+    assert "a & <b>'é#?%20.mp4" in shown.text
+    evaluate.main([*command, "--per-video", "5"])
+    assert len(Page(tmp_path / "out" / "found.html").links) == 5
 
 
 @pytest.mark.parametrize(("command", "said"), [
@@ -161,7 +217,7 @@ def test_of_moments_that_overlap_only_the_best_is_shown():
     ("embed RUN EMPTY OUT.npz", "holds no video"),
     ("embed RUN FILMS OUT.npz --kind audio --space vt", "audio has vectors in va alone"),
     ("embed RUN FILMS OUT.npz --seconds -1", "must be above"), ("search RUN xyzzy --in FILMS", "knows no word of 'xyzzy'"),
-    ("search RUN red --in EMPTY", "holds no video"), ("search RUN ?! --in FILMS", "knows no word of '[?]!'")])
+("search RUN red --in EMPTY", "holds no video"), ("search RUN ?! --in FILMS", "knows no word of '[?]!'")])
 def test_what_cannot_be_is_one_line_and_exit_code_2(run, films, tmp_path, capsys, command, said):
     (tmp_path / "empty").mkdir()
     places = {"RUN": run, "FILMS": films, "NONE": tmp_path / "none", "EMPTY": tmp_path / "empty", "OUT": tmp_path / "x"}
@@ -174,6 +230,10 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(run, films, tmp_path, capsys
         evaluate.main(words)
     assert end.value.code == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_search_does_not_rank_by_the_little_words_that_are_left(run, films, tmp_path, capsys):
+    assert "knows no word of 'a xyzzy'" in refused(evaluate.main, ["search", str(run), "a xyzzy", "--in", str(films)], capsys)
 
 
 def test_a_file_that_is_in_use_or_another_programs_is_not_written_over(run, films, tmp_path, capsys):

@@ -190,10 +190,20 @@ def test_classes_without_positives_or_without_negatives_are_left_out_and_named(c
         assert ours[name] == pytest.approx(mean(x for k, x in enumerate(whole[each]) if k not in (2, 5)))
 
 
+@pytest.mark.parametrize(("n", "share"), [(55, 0.03), (300, 0.3), (3, 0.5)])
+def test_chance_of_map_is_what_random_scores_give_these_files(n, share):
+    targets = torch.rand(n, 5) < share
+    targets[0], targets[1] = True, False
+    random = [multilabel_metrics(torch.randn(n, 5), targets) for _ in range(400)]
+    scores = torch.tensor([found["mAP"] for found in random])
+    assert scores.mean() == pytest.approx(random[0]["chance"]["mAP"], abs=4 * scores.std().item() / 20)
+    assert n > 100 or random[0]["chance"]["mAP"] > 1.5 * targets.float().mean() or n == 3
+
+
 def test_scores_that_say_nothing_give_chance():
     targets = torch.rand(300, 5) < 0.3
     ours = multilabel_metrics(torch.zeros(300, 5), targets)
-    assert ours["mAP"] == pytest.approx(ours["chance"]["mAP"])
+    assert ours["mAP"] == pytest.approx(targets.double().mean().item())
     assert ours["AUC"] == ours["chance"]["AUC"] == 0.5
     assert ours["d'"] == ours["chance"]["d'"] == 0
 

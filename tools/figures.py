@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 
 def pyplot():
     """matplotlib's, for files alone; None where it is not installed"""
@@ -75,23 +77,16 @@ def confusion(counts: list[list[int]], classes: list[str], path: Path) -> bool:
     return True
 
 
-def contact_sheet(moments: list[tuple[Path, float, float, str]], title: str, path: Path, frames: int = 6) -> bool:
-    """Draw moments (video, start, end in seconds, what is written above it), a row of frames each; False without matplotlib."""
+def contact_sheet(rows: list[tuple[str, np.ndarray]], title: str, path: Path) -> bool:
+    """Draw rows of frames (N, h, w, 3) below what is written above each; False without matplotlib."""
     if not (plt := pyplot()):
         return False
-    from media import Media
-
-    rows = []
-    for film, start, end, text in moments:
-        with Media(film) as media:
-            height = min(max(8, round(180 * media.height / media.width)), 360)
-            rows.append((text, media.video(start, frames, frames / (end - start), size=(height, 180))))
     heights = [0.35 + pictures.shape[1] / 100 for _, pictures in rows]
-    figure = plt.figure(figsize=(1.85 * frames, 0.5 + sum(heights)), layout="constrained")
+    figure = plt.figure(figsize=(1.85 * len(rows[0][1]), 0.5 + sum(heights)), layout="constrained")
     lines = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)
     for line, (text, pictures) in zip(lines[:, 0], rows, strict=True):
         line.suptitle(text, x=0.01, ha="left", fontsize=9, parse_math=False)
-        for axis, picture in zip(line.subplots(1, frames), pictures, strict=True):
+        for axis, picture in zip(line.subplots(1, len(pictures)), pictures, strict=True):
             axis.imshow(picture)
             axis.axis("off")
     figure.suptitle(title, parse_math=False)

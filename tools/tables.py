@@ -8,47 +8,63 @@ from pathlib import Path
 
 import torch
 
-from engine.errors import printable
+from engine.errors import plural, printable
 from engine.run import Run, write_text, write_whole
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
+FEW = 50  # files: below that, one more or less is more than two points
 DEMO = (Path("runs/demo"), Path("runs/demo-finetune"))
 
 
-def retrieval(results: dict, beside: dict[str, dict], title: str = "held-out retrieval") -> str:
+def aligned(rows: list[list[str]], first: int, *widths: int) -> str:
+    """Cells below each other, the first of a row to the left, wide enough for all, the others to the right of their column"""
+    first = max(first, *(len(row[0]) + 1 for row in rows if len(row) > 1))
+    return "\n".join(f"{row[0]:{first}}" + "".join(f"{cell:>{n}}" for cell, n in zip(row[1:], widths, strict=False))
+                     if len(row) > 1 else row[0] for row in rows)
+
+
+def percent(x: float | None) -> str:
+    """A fraction of 1, empty where there is none"""
+    return "" if x is None else f"{100 * x:.1f}"
+
+
+def few(n: int, remedy: str) -> list[str]:
+    """A line where scores of so few files mean little, and how to have more"""
+    line = f"scores of {plural(n, 'file')} mean little: one more that is right is {100 / max(n, 1):.0f} points ({remedy})"
+    return [line] if 0 < n < FEW else []
+
+
+def retrieval(results: dict, beside: dict[str, dict], title: str = "held-out retrieval",
+              remedy: str = "--val FOLDER names more") -> str:
     """Scores in percent beside chance and, for the demo, beside what knowing a part of the attributes would give"""
-    lines = [f"{title:30}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'N':>6}"]
-    row = lambda name, s, n="": f"{name:30}" + "".join(
-        f"{100 * s[k]:7.1f}" if k in s else f"{'':7}" for k in ("R@1", "R@5", "R@10")) + f"{s.get('MedR', ''):>7}{n:>6}"
-    for name in (task for task in TASKS if task in results):
-        if results[name]["N"]:
-            lines.append(row(name.replace("_", " "), results[name], results[name]["N"]))
-            lines.append(row("  chance", results[name]["chance"]))
-        else:
-            lines.append(f"{name.replace('_', ' '):30}  no held-out clip has both (--val names others)")
-    for name, scores in beside.items():
-        lines.append(row(f"  knowing {name} alone", scores))
+    row = lambda name, s, n="": [name, *(percent(s.get(k)) for k in ("R@1", "R@5", "R@10")), str(s.get("MedR", "")), str(n)]
+    rows, pools = [[title, "R@1", "R@5", "R@10", "MedR", "N"]], {task: results[task] for task in TASKS if task in results}
+    for name, scores in pools.items():
+        task = name.replace("_", " ")
+        rows += ([row(task, scores, scores["N"]), row("  chance", scores["chance"])] if scores["N"] else
+                 [[f"{task:30}  no held-out clip has both (--val names others)"]])
+    rows += [row(f"  knowing {name} alone", scores) for name, scores in beside.items()]
+    rows += [[line] for line in few(min((s["N"] for s in pools.values() if s["N"]), default=0), remedy)]
     if results["unreadable"]:
         named = "; ".join(f"{printable(path)}: {reason}" for path, reason in results["unreadable"][:5])
-        lines.append(f"{len(results['unreadable'])} held-out clips could not be read and are not in the pools, first {named}")
-    return "\n".join(lines)
+        rows.append([f"{plural(len(results['unreadable']), 'held-out clip')} could not be read, in no pool, first {named}"])
+    return aligned(rows, 30, 7, 7, 7, 7, 6)
 
 
 def classes(scores: dict) -> str:
     """Scores in percent beside chance; d' as it is"""
+    chance, rest = scores["chance"], few(scores["N"], "more labelled files to test on would help")
     if "mAP" in scores:
-        row = lambda name, s: f"{name:26}{100 * s['mAP']:10.1f}{100 * s['AUC']:10.1f}{s[prime]:10.3f}"
-        prime, lines = "d'", [f"{'':26}{'mAP, %':>10}{'AUC, %':>10}{'d-prime':>10}"]
-        lines += [row("this run", scores), row("chance", scores["chance"])]
-        other = scores["d' of AUC"]
-        lines.append(f"d-prime is the mean of that of each class, as in the paper; that of the mean AUC is {other:.3f}")
+        row = lambda name, s: [name, percent(s["mAP"]), percent(s["AUC"]), f"{s[prime]:.3f}"]
+        prime, rows = "d'", [["", "mAP, %", "AUC, %", "d-prime"]]
+        rest.append("d-prime is the mean of that of each class, as in the paper; that of the mean AUC is "
+                    f"{scores[f'{prime} of AUC']:.3f}")
         if scores["left_out"]:
-            lines.append(f"{len(scores['left_out'])} classes have no positive or no negative file here and are in no mean")
-        return "\n".join(lines)
-    chance = scores["chance"]
-    row = lambda name, s: f"{name:26}{100 * s['top-1']:10.1f}{100 * s['top-5']:10.1f}\n"
-    return (f"{'':26}{'top-1, %':>10}{'top-5, %':>10}\n" + row("this run", scores) + row("chance", chance)
-            + f"{'always the largest class':26}{100 * chance['most frequent']:10.1f}")
+            rest.append(f"{len(scores['left_out'])} classes have no positive or no negative file here and are in no mean")
+    else:
+        row, rows = lambda name, s: [name, percent(s["top-1"]), percent(s["top-5"])], [["", "top-1, %", "top-5, %"]]
+        rest.insert(0, f"{'always the largest class':26}{percent(chance['most frequent']):>10}")
+    return aligned([*rows, row("this run", scores), row("chance", chance), *([line] for line in rest)], 26, 10, 10, 10)
 
 
 def write_classes(scores: dict, classes: list[str], path: Path) -> str:
@@ -97,44 +113,35 @@ def warn_unreadable(failed: list) -> None:
     """How many files are in no score, and the first of them"""
     if failed:
         named = "; ".join(printable(f"{path}: {reason}") for path, reason in failed[:5])
-        print(f"{len(failed)} files could not be read and are in no score, first {named}")
+        print(f"{plural(len(failed), 'file')} could not be read, in no score, first {named}")
 
 
 def keep(out: Path, name: str, scores: dict) -> None:
     """Adds scores to evaluate.json"""
     out.mkdir(parents=True, exist_ok=True)
     path, known = out / "evaluate.json", {}
-    if path.is_file():
-        with contextlib.suppress(ValueError):  # torn: these scores matter more
-            known = json.loads(path.read_text(encoding="utf-8"))
-    write_text(path, json.dumps({**known, name: scores}, indent=2) + "\n")
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # torn: these scores matter more
+        known = json.loads(path.read_text(encoding="utf-8"))
+    write_text(path, json.dumps({**(known if isinstance(known, dict) else {}), name: scores}, indent=2) + "\n")
+
+
+def left() -> str:
+    """What the runs of pretrain.py and finetune.py without flags have left in their results.json"""
+    lines = []
+    for run, table, remedy in zip(DEMO, (lambda results: retrieval(results, {}, "held-out retrieval, percent"), tasks),
+                                  ("python pretrain.py", "python finetune.py, after python pretrain.py,"), strict=True):
+        try:
+            results = Run(run).results()
+            lines.append(f"{run}\n{table(results)}\n" if results else f"{run} has no results yet: {remedy} makes them")
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(f"{run / 'results.json'} is torn or not of this program: remove it, and the same command scores "
+                             f"the run again") from None
+    return "\n".join(lines)
 
 
 def tasks(results: dict) -> str:
     """What the demo's tasks are solved to with pre-training and without, beside chance"""
-    lines = [f"{'top-1 on held-out clips, percent':34}{'pre-trained':>12}{'without':>9}{'chance':>8}"]
-    for name, s in results.items():
-        numbers = zip((12, 9, 8), (s["pretrained"], s.get("random", s.get("scratch")), s["chance"]), strict=True)
-        lines.append(f"{name.replace('_', ' '):34}" + "".join(f"{100 * x:{width}.1f}" for width, x in numbers))
-    lines.append("without: features of a random network (linear), training from scratch (finetune)")
-    return "\n".join(lines)
-
-
-def left() -> str:
-    """One table of what the runs of pretrain.py and finetune.py without flags have left in their results.json"""
-    pretrained, finetuned = {}, {}
-    for run, found in zip(DEMO, (pretrained, finetuned), strict=True):
-        try:
-            found.update(Run(run).results())
-        except ValueError as error:
-            raise ValueError(f"{run}/results.json is torn ({error}): remove it, and the run writes it again") from None
-    lines = []
-    if pretrained:
-        lines += [f"{DEMO[0]}: percent", retrieval(pretrained, {}), ""]
-    else:
-        lines += [f"{DEMO[0]} has no results yet: python pretrain.py makes them", ""]
-    if finetuned:
-        lines += [f"{DEMO[1]}:", tasks(finetuned)]
-    else:
-        lines.append(f"{DEMO[1]} has no results yet: python finetune.py makes them, after python pretrain.py")
-    return "\n".join(lines)
+    rows = [[name.replace("_", " "), *map(percent, (s["pretrained"], s.get("random", s.get("scratch")), s["chance"]))]
+            for name, s in results.items()]
+    return aligned([["top-1 on held-out clips, percent", "pre-trained", "without", "chance"], *rows,
+                    ["without: features of a random network (linear), training from scratch (finetune)"]], 34, 12, 9, 8)
