@@ -242,7 +242,7 @@ def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
         return
     targets, read = torch.zeros(len(rows), len(model.classes)), ~logits[:, 0].isnan()
     for i in range(len(rows)):
-        targets[i, [numbers[k] for k in rows.labels_of(i)]] = 1
+        targets[i, [numbers[k] for k in rows[i].labels]] = 1
     scores = score(model, logits[read], targets[read], failed, per_class=True)
     if not scores["N"]:
         fail(3, f"none of the {len(rows)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
