@@ -9,7 +9,6 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from media.captions import PARSERS
@@ -87,6 +86,15 @@ def speaks(marks: Marks, language: str) -> int | None:
     return 0 if not marks.language else 1 if marks.language == "en" else 2 if marks.language.startswith("en-") else 3
 
 
+class Stems(NamedTuple):
+    """Names of videos without suffix: as they are; by the folded form, where it differs; by what is left without additions."""
+
+    exact: set[str]
+    folded: dict[str, list[str]]
+    added: dict[str, list[str]]
+    suffixes: set[str]                                          # of the videos
+
+
 class Beside(NamedTuple):
     """Of the files of one folder: the caption files of each video by its stem, the best first; and those of none."""
 
@@ -101,48 +109,50 @@ def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
     Captions of all that is said come before those of what is foreign, then the wanted language (unasked: no mark, English,
     others), then those of people before those of machines, then the kinds in the order of `media.captions.PARSERS`.
     """
-    tables: list[dict[str, dict[str, None]]] = [{}, {}, {}]     # names of videos: as they are, folded, without what is added
+    stems = Stems(set(), {}, {}, set())
     for video in videos:
-        stem = os.path.splitext(video)[0]
-        for table, key in ((0, stem), (0, video), (1, fold(stem)), (1, fold(video))):
-            tables[table].setdefault(key, {})[stem] = None
+        stem, suffix = os.path.splitext(video)
+        stems.exact.add(stem)
+        stems.suffixes.add(suffix)
+        if fold(stem) != stem:
+            stems.folded.setdefault(fold(stem), []).append(stem)
         if ADDED.search(stem):
-            tables[2].setdefault(fold(ADDED.sub("", stem)), {})[stem] = None
+            stems.added.setdefault(fold(ADDED.sub("", stem)), []).append(stem)
     offers: dict[str, list[tuple]] = {}
     unused, unread, texts = [], [], []
     for name in names:
         stem, suffix = os.path.splitext(name)
         kind = suffix.lower()
         if kind in PARSERS:
-            stems, said = owner(stem, tables)
+            found, said = owner(stem, stems)
             order = speaks(said, language) if said else None
             if order is not None:
                 rank = (said.forced, order, said.automatic, said.hearing, list(PARSERS).index(kind), name)
-                for video in stems:
+                for video in found:
                     offers.setdefault(video, []).append(rank)
             elif kind in TIMED:
                 unused.append(name)
         elif kind in UNREAD or kind == ".txt":
-            texts.append((name, owner(stem, tables)[0], kind == ".txt"))
-    for name, stems, plain in texts:                            # a video's words may stand beside it twice
-        if not (stems or plain) or any(video not in offers for video in stems):
+            texts.append((name, owner(stem, stems)[0], kind == ".txt"))
+    for name, found, plain in texts:                            # a video's words may stand beside it twice
+        if not (found or plain) or any(video not in offers for video in found):
             unread.append(name)
     return Beside({video: [rank[-1] for rank in sorted(ranks)] for video, ranks in offers.items()}, unused, unread)
 
 
-def owner(stem: str, tables: list[dict[str, dict[str, None]]]) -> tuple[list[str], Marks | None]:
+def owner(stem: str, stems: Stems) -> tuple[list[str], Marks | None]:
     """The stems of the videos to which a caption file belongs, whose names are the longest that it begins with; its marks."""
-    for end in ends(stem):
+    for end in (len(stem), *(match.start() for match in reversed(list(BREAK.finditer(stem))))):
         said = marks(stem[end:])
-        if said:
-            for table, key in zip(tables, (stem[:end], fold(stem[:end]), fold(stem[:end])), strict=True):
-                found = list(table.get(key, ()))
-                if len(found) == 1 or (found and table is tables[2]):       # of Clay.mp4 and clay.mp4 none owns CLAY.srt
-                    return found, said
+        base, suffix = os.path.splitext(stem[:end])
+        names = (stem[:end], base) if suffix in stems.suffixes else (stem[:end],)
+        for name in names if said else ():
+            if name in stems.exact:
+                return [name], said
+            folded = fold(name)
+            found = [*stems.folded.get(folded, ()), *({folded} & stems.exact)]
+            if len(found) == 1:                                 # of Clay.mp4 and clay.mp4 none owns CLAY.srt
+                return found, said
+            if folded in stems.added:
+                return stems.added[folded], said
     return [], None
-
-
-def ends(stem: str) -> Iterator[int]:
-    """Where the video's name may end in the name of a caption file, the longest first."""
-    yield len(stem)
-    yield from (match.start() for match in reversed(list(BREAK.finditer(stem))))

@@ -132,18 +132,18 @@ def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]
     if tars and not count:
         raise ValueError(f"{root} holds no videos but tars that are no shards of this program, first {tars[0]}: unpack them "
                          f"into a folder (tar -xf), and train on that or pack it (data.py pack)")
-    for path in filter(lambda path: holds_captions(Path(root, path)), silent):
+    for path in (path for path in silent if look((os.path.join(root, path),))[1]):
         sums.add(f"of the first {len(silent)} {INSIDE}", path)
     sums.tell(problems, root)
 
 
-def holds_captions(path: Path) -> bool:
-    """Whether there are streams of captions in a video."""
+def look(task: tuple[str, ...]) -> tuple[float, bool]:
+    """(seconds, whether captions are inside) of the file that a task names first; (NaN, False) where it cannot be read."""
     try:
-        with Media(path) as media:
-            return media.has_captions
+        with Media(task[0]) as media:
+            return media.duration, media.has_captions
     except Unreadable:
-        return False
+        return math.nan, False
 
 
 def walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -303,9 +303,9 @@ class Cuts:
     def durations(self) -> dict[str, float]:
         """Seconds of the files that are named by an id alone; NaN where they cannot be read."""
         tasks = [(str(self.root / path), path) for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
-        bar = tqdm(map_isolated(duration, tasks, min(os.cpu_count() or 1, 16), 60), "lengths", len(tasks), unit="file",
+        bar = tqdm(map_isolated(look, tasks, min(os.cpu_count() or 1, 16), 60), "lengths", len(tasks), unit="file",
                    disable=None if sys.stderr.isatty() else True)
-        return {path: math.nan if isinstance(found, Failed) else found for (_, path), found in bar}
+        return {path: math.nan if isinstance(found, Failed) else found[0] for (_, path), found in bar}
 
     def find(self, youtube: str, start: float, end: float) -> tuple[str | None, float, float]:
         """Path of a segment's file, None where there is none, and from when to when in it the segment lies."""
@@ -317,15 +317,6 @@ class Cuts:
             self.sums.add("files named by an id alone are hardly longer than their segments, and are taken for them", whole)
             return whole, 0.0, math.inf
         return whole, start, end
-
-
-def duration(task: tuple[str, str]) -> float:
-    """Seconds of the first file of a task; NaN where it cannot be read."""
-    try:
-        with Media(task[0]) as media:
-            return media.duration
-    except Unreadable:
-        return math.nan
 
 
 def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, float, list[str]]]:

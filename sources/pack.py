@@ -34,6 +34,7 @@ from sources.index import SHARD, Index, Place, Row, opened
 from sources.shards import Shard
 
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
+RECORD = "partial/{:06d}.json"      # which rows a shard holds, [row, begin, end, *place], and which were broken, and why
 SOUND = 60              # seconds of it decoded at a time
 
 
@@ -163,19 +164,14 @@ def finish(shard: Shard, record: dict) -> None:
             fail(3, f"{shard.path} is not what was written to it, first at byte {bad.offset}: check the disk")
     else:
         shard.drop()
-    write_text(record_of(shard.path.parent, shard.number), json.dumps(record))
-
-
-def record_of(out: Path, number: int) -> Path:
-    """The file that says which rows are in a finished shard, as [row, begin, end, *place], and which were broken, and why."""
-    return out / "partial" / f"{number:06d}.json"
+    write_text(shard.path.parent / RECORD.format(shard.number), json.dumps(record))
 
 
 def finished(out: Path) -> Iterator[dict]:
     """The records of the finished shards, up to the first that is missing or not as long as it was."""
     for number in itertools.count():
         try:
-            record = json.loads(record_of(out, number).read_text(encoding="utf-8"))
+            record = json.loads((out / RECORD.format(number)).read_text(encoding="utf-8"))
             if record["rows"] and os.path.getsize(out / SHARD.format(number)) < sum(record["rows"][-1][-2:]):
                 return
         except (OSError, ValueError):
