@@ -180,6 +180,9 @@ PAPER = [
     ("4.1, A.2.1", "frames per second", 10, lambda s: s.mbs.fps),
     ("4.1, A.2.1", "pixels", 224, lambda s: s.mbs.size),
     ("4.1, A.2.1", "audio, Hz", 48_000, lambda s: s.mbs.rate),
+    *[("4.1, A.2.1", f"{name} of ClipSpec", printed, lambda s, name=name: getattr(data.ClipSpec(), name)) for name, printed in {
+        "frames": 32, "fps": 10, "size": 224, "rate": 48_000, "samples": 153_600, "captions": 5, "words": 16, "area": (0.08, 1),
+        "colour": (32 / 255, 0.4, 0.4, 0.2), "flip": 0.5}.items()],
     ("4.1, A.2.1", "range of frames", (-1.0, 1.0), lambda s: tuple(
         x.item() for x in data.augment(torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1, 1)).aminmax())),
     ("4.1, A.2.1", "video patch", (4, 16, 16), lambda s: tuple(s.mbs.patch)),
