@@ -84,7 +84,6 @@ UNUSED = {
     "image": FROZEN | {"frames", "fps", "rate", "audio_input", "windows"},
     "linear": {"warmup", "clip", "drop", "smoothing", "mixup", "balance", "area", "flip", "colour", "dropout",
                "classifier_dropout", "chunk", "recompute"},
-    None: FROZEN | {"area", "flip", "colour", "rate", "audio_input", "windows", "crops", "balance", "smoothing", "mixup"},
 }
 
 
@@ -128,7 +127,7 @@ def flags(task: str | None = None, values: dict | None = None) -> argparse.Argum
     g.add_argument("--crops", type=arguments.count, help="views in space, of each of those in time (A.2.5)")
     arguments.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "score")
     for action in p._actions:
-        if action.dest in UNUSED[task]:
+        if action.dest in UNUSED.get(task, set().union(*UNUSED.values())):
             action.help = argparse.SUPPRESS
     arguments.show_defaults(p, values or {})
     return p
@@ -274,8 +273,8 @@ class Task(NamedTuple):
         return {**scores, "best": max(best, scores[self.metric])}
 
     def line(self, row: dict) -> str:
-        """One line: the loss, and the score where there is one"""
-        held = f" | held-out {self.metric} {100 * row['held_out'][self.metric]:.1f}%" if "held_out" in row else ""
+        """The loss, and the score, where there is one, in a second line"""
+        held = f"\nheld-out {self.metric} {100 * row['held_out'][self.metric]:.1f}%" if "held_out" in row else ""
         return f"loss {'nan' if row['loss'] is None else round(row['loss'], 3)}" + held
 
     def score(self, step: int, logits: torch.Tensor, targets: torch.Tensor, failed: list) -> dict:

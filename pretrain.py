@@ -370,13 +370,13 @@ def beside(args) -> dict[str, dict]:
 
 
 def summary(row: dict, batch: int) -> str:
-    """One line: each loss beside its value at chance | cosines of positive and negative pairs | scores where there are some"""
+    """One line: each loss beside its value at chance | cosines of positive and negative pairs, and scores in a second"""
     chance = [losses.at_chance(batch, int(row[k] or 0)) for k in ("sounding", "captioned")]
     number = lambda k: "nan" if row[k] is None else f"{row[k]:.2f}"
     line = (f"NCE {number('nce')}/{chance[0]:.2f}, MIL-NCE {number('mil_nce')}/{chance[1]:.2f} chance "
             f"| cos va {number('pos_va')}/{number('neg_va')} vt {number('pos_vt')}/{number('neg_vt')}")
     if row.get("held_out"):
-        line += " | held-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
+        line += "\nheld-out R@10 " + " ".join(f"{k} {100 * v:.0f}%" for k, v in row["held_out"].items())
     return line
 
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 
@@ -204,25 +205,19 @@ class Training:
                     + "; ".join(f"{printable(p)}: {r}" for p, r in list(self.bad.names.items())[:10]))
 
     def show(self, row: dict, line: str) -> None:
-        """Put the line on the bar, or print it every 15 seconds where there is none; a score is always printed."""
-        wait = row["time"]["data_wait"]
+        """Put the line on the bar, or print it every 15 seconds where there is none; with a second line, a score, always."""
+        (line, _, score), wait, now = line.partition("\n"), row["time"]["data_wait"], time.perf_counter()
         slow = wait > 0.5 and not self.settings.cache and self.settings.workers < (os.cpu_count() or 1)
-        line, *rest = [part for part in line.split(" | ") if part]
-        parts = [f"{line}, {row['time']['clips_per_s']:.0f} clips/s",
-                 f"waiting {100 * wait:.0f}%" + " for data: raise --workers" * slow, *rest]
-        self.bar.set_postfix_str(" | ".join(parts), refresh=False)
+        loss, bar, rest = line.partition(" | ")
+        line = (f"{loss}, {row['time']['clips_per_s']:.0f} clips/s | waiting {100 * wait:.0f}%"
+                f"{' for data: raise --workers' * slow}{bar}{rest}")
+        self.bar.set_postfix_str(line, refresh=False)
         self.bar.update()
-        now = time.perf_counter()
-        if "held_out" in row or (self.bar.disable and now - self.last_said > 15):
+        if score or (self.bar.disable and now - self.last_said > 15):
             left = (now - self.started) / (self.done - self.first) * (self.settings.steps - self.done)
-            left = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.1f} min"
-            text, self.last_said = f"{self.done}/{self.settings.steps}, {left} left, {parts[0]}", now
-            for part in parts[1:]:
-                if part.startswith("held-out"):
-                    text += f"\n  {part}"
-                elif len(text) + len(part) + 3 <= shutil.get_terminal_size().columns:
-                    text += f" | {part}"
-            self.say(text)
+            left, self.last_said = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.1f} min", now
+            self.say(textwrap.shorten(f"{self.done}/{self.settings.steps}, {left} left, {line}",
+                                      shutil.get_terminal_size().columns, placeholder=" ..") + f"\n  {score}" * bool(score))
 
     def say(self, text: str) -> None:
         """Print on the first process, above the bar."""
