@@ -4,6 +4,7 @@ Each test starts the scripts as a user does, in processes of their own. Where a 
 started with a few lines in front that do harm when that file is read.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -24,6 +25,7 @@ from engine.run import Run, read_checkpoint
 
 HERE = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+STARTED: list[subprocess.Popen] = []
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
 
 
@@ -53,17 +55,24 @@ def start(command, more, cwd, harm="", script="pretrain", **settings) -> subproc
         command = [*command[:-1], str(path)]
     elif command[-1].endswith(".py"):
         command = [*command[:-1], str(HERE / command[-1])]
-    return subprocess.Popen([*command, *more], env=ENV, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True, **settings)
+    STARTED.append(subprocess.Popen([*command, *more], env=ENV, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                    text=True, start_new_session=True, **settings))
+    return STARTED[-1]
 
 
-def end(child: subprocess.Popen, timeout=120) -> tuple[str, int]:
-    """-> what it said, its exit code; nothing of it is left"""
-    try:
-        return child.communicate(timeout=timeout)[0], child.returncode
-    finally:
-        if child.poll() is None:
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Also of a test that fails"""
+    yield
+    for child in STARTED:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+    STARTED.clear()
+
+
+def end(child: subprocess.Popen, timeout=240) -> tuple[str, int]:
+    """-> what it said, its exit code"""
+    return child.communicate(timeout=timeout)[0], child.returncode
 
 
 def until(true, what, seconds=120):
@@ -110,7 +119,7 @@ def kill_a_rank_until_it_is_done(films, out, kills, generator):
             break
         os.kill(alive[int(torch.randint(len(alive), (), generator=generator))], signal.SIGKILL)
         until(lambda before=before: child.poll() is not None or not set(ranks_of(child)) & before, "torchrun did not restart")
-    return end(child, 240)
+    return end(child)
 
 
 def test_a_run_whose_ranks_are_killed_goes_on_under_torchrun_bit_for_bit(films, finished, tmp_path):
@@ -133,9 +142,9 @@ def test_twenty_kills_of_random_ranks_are_all_survived(films, finished, tmp_path
 
 
 def test_a_process_that_freezes_in_an_evaluation_ends_the_run_in_its_timeout(films, tmp_path):
-    harm = ("import data\ninside = data.HeldOut.__getitem__\ndef get(self, i):\n"
+    harm = ("import data\ninside = data.TestDataset.__getitem__\ndef get(self, i):\n"
             "    if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGSTOP)\n"
-            "    return inside(self, i)\ndata.HeldOut.__getitem__ = get")
+            "    return inside(self, i)\ndata.TestDataset.__getitem__ = get")
     child = start([*TORCHRUN, "pretrain.py"], argv(films, tmp_path / "run", "--timeout", 5), tmp_path, harm)
     until(logged(tmp_path / "run", 3), "no step is done")
     began = time.time()
@@ -176,8 +185,8 @@ def test_sigterm_ends_an_evaluation_at_once(films, tmp_path):
     many.mkdir()
     for i in range(400):
         os.link(films / f"{i % 9:02d}.mp4", many / f"{i:03d}.mp4")
-    slow = "import data\ninside = data.HeldOut.__getitem__\n" \
-           "data.HeldOut.__getitem__ = lambda self, i: (time.sleep(0.1), inside(self, i))[1]"
+    slow = "import data\ninside = data.TestDataset.__getitem__\n" \
+           "data.TestDataset.__getitem__ = lambda self, i: (time.sleep(0.1), inside(self, i))[1]"
     more = argv(films, tmp_path / "run", "--steps", 40, "--eval-every", 2, "--val", many)
     child = start(ONE, more, tmp_path, slow)
     until(logged(tmp_path / "run", 1), "no step is done")
