@@ -75,7 +75,6 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> l
     return rows
 
 
-
 def video(path: Path, width: int, height: int, x264: dict[str, str], seconds: int = SECONDS) -> Path:
     """Writes H.264 and AAC: something moves before something else that moves, natural textures, the noise of a camera"""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,6 @@ def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
               for _ in range(3)]
     grey = layers[0] / layers[0].std()
     return np.stack([128 + 45 * grey + 15 * layer / layer.std() for layer in layers], -1).clip(0, 255).astype(np.int16)
-
 
 
 def ours(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
@@ -213,7 +211,6 @@ def cut(frames: torch.Tensor, box: tuple, s: data.ClipSpec) -> np.ndarray:
     left, top, right, bottom = pixels(box, frames.shape[2], frames.shape[1])
     part = frames[:, top:bottom, left:right].permute(0, 3, 1, 2)
     return F.interpolate(part, (s.size, s.size), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
-
 
 
 def clips(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
