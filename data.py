@@ -255,7 +255,7 @@ def captions(row: Row, start: float, s: ClipSpec, vocabulary) -> tuple[np.ndarra
 
 
 def read_clip(media, row: Row, start: float, s: ClipSpec, box: Box | Callable[[int, int], Box],
-              shape: tuple[int, int] | None = None) -> dict:
+              shape: tuple[int, int] | Callable[[int, int], tuple[int, int]] | None = None) -> dict:
     """Frames (T, h, w, 3), or an image (h, w, 3), uint8, of `shape` (default: size x size), and waveform (S,) from `start` on.
 
     Where the row ends first, frames begin again from `start`, and the waveform is silent: what comes then may be another
@@ -289,9 +289,10 @@ def read_views(media, row: Row, s: ClipSpec) -> tuple[float, dict]:
     at = windows(first, last, 1 if "image" in s.modalities else s.windows, s.fps)
     seen = next((name for name in ("video", "image") if name in s.modalities), None)
     if seen:
-        # Ours: the shorter side is `size`, the other one rounded (official: cut to whole pixels).
-        scale = s.size / min(media.width, media.height)
-        shape = tuple(min(max(s.size, round(x * scale)), 8 * s.size) for x in (media.height, media.width))
+        def shape(width: int, height: int) -> tuple[int, int]:
+            # Ours: the shorter side is `size`, the other one rounded (official: cut to whole pixels).
+            return tuple(min(max(s.size, round(x * (s.size / min(width, height)))), 8 * s.size) for x in (height, width))
+
         whole = [read_clip(media, row, start, s, WHOLE, shape) for start in at]
         clips = [{**clip, seen: view} for clip in whole for view in crops(clip[seen], s.size, s.crops)]
     else:

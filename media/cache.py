@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from media.container import EPS, Unreadable
+from media.container import EPS, Closing, Unreadable
 from media.decode import Media
 
 LONGEST = 30.0  # seconds; of a longer video it is cheaper to decode the clip alone
@@ -35,7 +35,7 @@ class Reader:
         return self.kept[source]
 
 
-class Decoded:
+class Decoded(Closing):
     """A video decoded whole, when first asked for, that is read like `Media`."""
 
     def __init__(self, source: tuple, media: Media, size: int, fps: float, rate: int):
@@ -43,16 +43,15 @@ class Decoded:
         self.path, self.duration, self.has_video, self.has_audio = media.path, media.duration, media.has_video, media.has_audio
         self.nbytes = media.duration * (media.has_video * fps * 3 * 2 * size**2 + media.has_audio * rate * 2)  # 2:1, about
 
-    width = property(lambda self: self.frames.shape[2], doc="Pixels of what is kept.")
-    height = property(lambda self: self.frames.shape[1], doc="Pixels of what is kept.")
-
     @cached_property
     def frames(self) -> np.ndarray:
         """All frames, (T, H, W, 3) uint8, `fps` of them a second; Unreadable"""
+        def shape(width: int, height: int) -> tuple[int, int]:
+            scale = self.size / min(width, height)
+            return tuple(min(max(self.size, round(x * scale)), 8 * self.size) for x in (height, width))
+
         with Media(*self.source) as media:
-            scale = self.size / min(media.width, media.height)
-            width, height = (min(max(self.size, round(x * scale)), 8 * self.size) for x in (media.width, media.height))
-            return np.stack([frame.copy() for frame in media.frames(0.0, self.fps, (height, width))])
+            return np.stack(list(media.frames(0.0, self.fps, shape)))
 
     @cached_property
     def wave(self) -> np.ndarray:
@@ -60,16 +59,16 @@ class Decoded:
         with Media(*self.source) as media:
             return (media.audio(0.0, max(1, round(self.duration * self.rate)), self.rate) * 32767).astype(np.int16)
 
-    def video(self, start: float, frames: int, fps: float, box, size: tuple[int, int]) -> np.ndarray:
+    def video(self, start: float, frames: int, fps: float, box, size) -> np.ndarray:
         """As `Media.video`, from the frames in memory; decoded anew where the frames asked for are between those."""
-        first, count = round(start * self.fps), len(self.frames)
-        is_there = fps == self.fps and abs(start - first / fps) <= EPS
-        if is_there and first >= count:
+        first = round(start * self.fps)
+        count = len(self.frames) if fps == self.fps and abs(start - first / fps) <= EPS else 0
+        if count and first >= count:
             raise Unreadable(self.path, "start past the end")
-        if not is_there or (first + frames > count and abs(self.duration - count / fps) > EPS):
+        if not count or (first + frames > count and abs(self.duration - count / fps) > EPS):
             with Media(*self.source) as media:
                 return media.video(start, frames, fps, box, size)
-        box = box(self.width, self.height) if callable(box) else box
+        box, size = (given(*self.frames.shape[2:0:-1]) if callable(given) else given for given in (box, size))
         return crop(self.frames[(first + np.arange(frames)) % count], box, size)
 
     def audio(self, start: float, samples: int, rate: int) -> np.ndarray:
@@ -79,12 +78,6 @@ class Decoded:
             with Media(*self.source) as media:
                 return media.audio(start, samples, rate)
         return self.wave[first : first + samples].astype(np.float32) / 32767
-
-    def __enter__(self) -> "Decoded":
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def crop(frames: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:

@@ -46,14 +46,7 @@ class Part:
         self.byte: dict[str, int] = {}      # of the first packet
         self.first: dict[str, float] = {}
         self.end: dict[str, float] = {}
-        self.latest: dict[str, list[float]] = {}
         self.shift = 0.0                    # seconds to add, so that it follows the part before it
-
-    def add(self, kind: str, start: float, end: float, byte: int) -> None:
-        """Add a packet."""
-        self.byte.setdefault(kind, byte)
-        self.first[kind], self.end[kind] = min(self.first.get(kind, start), start), max(self.end.get(kind, end), end)
-        self.latest[kind] = sorted([*self.latest.get(kind, ()), start])[-2:]
 
     def holds(self, kind: str, t: float) -> bool:
         """Whether a packet of that time is of this clock: it follows the last, or its stream paused while others went on"""
@@ -68,7 +61,20 @@ class Part:
         return is_within, self.byte[kind] <= byte, self.byte[kind] if self.byte[kind] <= byte else -self.byte[kind]
 
 
-class Container:
+class Closing:
+    """What is closed at the end of a `with`."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what is held; to do so twice does no harm."""
+
+
+class Container(Closing):
     """An open media file; for use in a `with`. Raises Unreadable.
 
     `streams`: the video and the audio, of several the one that FFmpeg calls best; without those that have no decoder.
@@ -96,12 +102,6 @@ class Container:
             self._options = {**OPTIONS, "protocol_whitelist": "subfile,file"}
         self.open()
 
-    def __enter__(self) -> "Container":
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
     def close(self) -> None:
         """Let go of the file; to do so twice does no harm."""
         if self._av:
@@ -126,6 +126,7 @@ class Container:
                 stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "SLICE"
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 self.streams[kind] = stream
+        self.main = "video" if "video" in self.streams else "audio"  # the one that the duration is that of
         self.has_captions = len(self._av.streams.subtitles) > 0
         reason = None if self.streams else "no video and no sound"
         width, height = (self.streams["video"].width, self.streams["video"].height) if "video" in self.streams else (0, 0)
@@ -151,15 +152,6 @@ class Container:
         return bool(context.width and not stream.disposition & NO_VIDEO and not alone)
 
     # ------------------------------------------------------------------------------------------------- time and length
-
-    @property
-    def main(self) -> str:
-        """The kind of the stream that the duration is that of"""
-        return "video" if "video" in self.streams else "audio"
-
-    def codec(self, kind: str) -> str:
-        """The name of a stream's codec, as FFmpeg's decoder has it"""
-        return self.streams[kind].codec_context.name
 
     def unit(self, kind: str) -> float:
         """Seconds that a timestamp of a stream counts in"""
@@ -195,23 +187,34 @@ class Container:
         """The parts of a file whose clock jumps, else none"""
         return [] if self.format in LENGTHS else self._survey[1]
 
-    def last(self) -> float | None:
-        """Seconds to the end of the main stream by its last packets; None where a seek does not find them."""
-        unit, stream, stamps = self.unit(self.main), self.streams[self.main], []
-        try:
-            self._av.seek(math.floor(((self._av.duration or 0) / av.time_base + self._origin) / unit), stream=stream)
-        except (av.FFmpegError, OverflowError):
-            return None
-        for packet in self.demux(stream):
-            if packet.pts is None or (stamps and (packet.pts - max(stamps)[0]) * unit < -BACKWARD):
-                return None
-            stamps.append((packet.pts, packet.duration or 0))
-        if not stamps:
-            return None
-        (before, _), (at, length) = [*sorted(stamps)[:1], *sorted(stamps)][-2:]
-        if self.main == "video":
-            length = max(length, at - before) or 1 / self.rate() / unit
-        return self.time(self.main, at + length)
+    def scan(self, at_end: bool = False) -> tuple[float, list[Part], list[tuple[float, int]]]:
+        """Read all packets, or the last ones alone: end of the main stream, parts, (time, byte) of key frames."""
+        self.open()
+        self.allow()
+        main, start, parts, keys, at, byte = self.main, self._origin, [Part()], [], {}, 0
+        if at_end and not (self._av.duration and self._seek_time(main, self._av.duration / av.time_base)):
+            return 0.0, [], []
+        for packet in self.demux(*self.streams.values()):
+            kind, byte = packet.stream.type, byte if packet.pos is None else packet.pos
+            unit = self.unit(kind)
+            t = parts[at.get(kind, 0)].end.get(kind, start) if packet.pts is None else packet.pts * unit
+            if kind in at and not parts[at[kind]].holds(kind, t):
+                at[kind] = next((k for k in range(len(parts) - 1, at[kind], -1) if parts[k].holds(kind, t)), len(parts))
+                if at[kind] == len(parts):
+                    parts.append(Part())
+            k, length = at.setdefault(kind, 0), (packet.duration or 0) * unit
+            if kind == "video" and length < 1 / 240:  # none, or a tick of the clock
+                length = 1 / self.rate()
+            part = parts[k]
+            part.byte.setdefault(kind, byte)
+            part.first[kind], part.end[kind] = min(part.first.get(kind, t), t), max(part.end.get(kind, t), t + length)
+            if kind == main and packet.is_keyframe and packet.pos is not None:
+                keys.append((t, byte, k))
+        for before, part in pairwise(parts):
+            kind = main if main in before.end and main in part.first else next(iter(part.first))
+            part.shift = before.shift + before.end.get(kind, max(before.end.values())) - part.first[kind]
+        end = max((part.end[main] + part.shift for part in parts if main in part.end), default=start) - start
+        return end, parts, [(t + parts[k].shift - start, byte) for t, byte, k in keys]
 
     def refuse_rest(self) -> None:
         """Raise Unreadable where FFmpeg has come to its end of the file, but there another file begins."""
@@ -279,6 +282,9 @@ class Container:
             if self.format in ("mpegts", "flv"):
                 self._av.seek(self._from, unsupported_byte_offset=True, stream=self.streams[kind])
             return True
+        return self._seek_time(kind, t)
+
+    def _seek_time(self, kind: str, t: float) -> bool:
         try:
             self._av.seek(math.floor((t + self._origin + EPS) / self.unit(kind)), stream=self.streams[kind])
         except (av.FFmpegError, OverflowError):
@@ -346,33 +352,8 @@ def survey(path: str, offset: int, size: int | None, version: tuple, name: str) 
     Read once a process for each `version` of the file: all packets, or where a format allows it the last ones alone.
     """
     with Container(path, offset, size, name) as file:
-        main = file.main
-        if file.format in ENDS and (end := file.last()):
-            file.refuse_rest()
-            return end, [], []
-        file.open()
-        file.allow()
-        parts, keys, at, byte, start = [Part()], [], {}, 0, -file.time(main, 0)
-        for packet in file.demux(*file.streams.values()):
-            kind = packet.stream.type
-            unit, byte = file.unit(kind), byte if packet.pos is None else packet.pos
-            t = parts[at.get(kind, 0)].end.get(kind, start) if packet.pts is None else packet.pts * unit
-            if kind in at and not parts[at[kind]].holds(kind, t):
-                at[kind] = next((k for k in range(len(parts) - 1, at[kind], -1) if parts[k].holds(kind, t)), len(parts))
-                if at[kind] == len(parts):
-                    parts.append(Part())
-            k = at.setdefault(kind, 0)
-            parts[k].add(kind, t, t + ((packet.duration or 0) * unit or (1 / file.rate() if kind == "video" else 0)), byte)
-            if kind == main and packet.is_keyframe and packet.pos is not None:
-                keys.append((t, byte, k))
+        end, parts, keys = file.scan(at_end=True) if file.format in ENDS else (0.0, [], [])
+        if not end or len(parts) > 1:
+            end, parts, keys = file.scan()
         file.refuse_rest()
-        for part in parts:  # the last frame is shown as long as the one before it, if that is longer
-            if len(latest := part.latest.get("video", ())) == 2:
-                part.end["video"] = max(part.end["video"], 2 * latest[1] - latest[0])
-        for before, part in pairwise(parts):
-            kind = main if main in before.end and main in part.first else next(iter(part.first))
-            part.shift = before.shift + before.end.get(kind, max(before.end.values())) - part.first[kind]
-        end = max((part.end[main] + part.shift for part in parts if main in part.end), default=start) - start
-        if len(parts) == 1:
-            return end, [], []
-        return end, parts, [(t + parts[k].shift - start, byte) for t, byte, k in keys]
+        return end, parts if len(parts) > 1 else [], keys

@@ -7,7 +7,9 @@ import numpy as np
 from av.sidedata.sidedata import SideDataContainer
 
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in fractions of the frame as displayed
-Chooser = Callable[[int, int], Box]      # of width and height in pixels as displayed
+Size = tuple[int, int]                   # (height, width) in pixels
+# A box or a size may also be a function of the frame's width and height in pixels as displayed.
+BoxOf, SizeOf = Box | Callable[[int, int], Box], Size | Callable[[int, int], Size]
 MARGIN = 0.05                            # seconds of audio kept on both sides of an interval
 STEP = 5e-4                              # seconds by which audio may come early or late before it is moved to its place
 AHEAD = 16                               # blocks that must all say so
@@ -16,11 +18,11 @@ AHEAD = 16                               # blocks that must all say so
 class FrameConverter:
     """Converts decoded frames to (H, W, 3) uint8 of `size` = (H, W), the one of a time once.
 
-    A box that is a function is called with width and height as displayed, at the first frame; `asking` meanwhile.
+    A function for the box or the size is called with width and height as displayed, at the first frame; `asking` meanwhile.
     `stretch`: how many times as wide as high a pixel is.
     """
 
-    def __init__(self, box: Box | Chooser, size: tuple[int, int], stretch: float = 1.0, path: str = ""):
+    def __init__(self, box: BoxOf, size: SizeOf, stretch: float = 1.0, path: str = ""):
         self.box, self.size, self.stretch, self.path, self.asking = box, size, stretch, path, False
         self.time = self.image = self.kind = self.graph = None
 
@@ -28,20 +30,21 @@ class FrameConverter:
         if time != self.time:
             kind = (frame.width, frame.height, frame.format.name, _turn(frame))
             if kind != self.kind:  # at the first one, and where the video changes
-                self.kind, self.graph = kind, _graph(frame, self._chosen(frame), self.size)
+                self._choose(frame)
+                self.kind, self.graph = kind, _graph(frame, self.box, self.size)
             self.graph.vpush(frame)
             self.time, self.image = time, self.graph.vpull().to_ndarray()
         return self.image
 
-    def _chosen(self, frame: av.VideoFrame) -> Box:
-        self.asking = True
-        if callable(self.box):
-            self.box = self.box(*displayed(frame, self.stretch))
+    def _choose(self, frame: av.VideoFrame) -> None:
+        self.asking, shape = True, displayed(frame, self.stretch)
+        self.box, self.size = (given(*shape) if callable(given) else given for given in (self.box, self.size))
         left, top, right, bottom = self.box
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(f"{self.path!r}: a box has 0 <= left < right <= 1 and 0 <= top < bottom <= 1, not {self.box}")
+        if min(self.size) < 1:
+            raise ValueError(f"{self.path!r}: a size has a height and a width of at least 1, not {self.size}")
         self.asking = False
-        return self.box
 
 
 def displayed(frame: av.VideoFrame, stretch: float) -> tuple[int, int]:

@@ -5,7 +5,7 @@
         media.audio(start, samples, rate)             (S,) float32          one channel in [-1, 1], in step with them
 
 Times are seconds from the first timestamp of the file, whichever stream it belongs to. A box is (left, top, right, bottom) in
-fractions of the frame as displayed, or a function of width and height that gives one.
+fractions of the frame as displayed. A box or a size may be a function of the frame's width and height.
 
 Video is read in one of two ways, which give the same to the bit where a file is whole: `_selected` decodes only the frames that
 are asked for and those that others are made from, where packets tell which; `_shown` decodes all, and gets along with anything.
@@ -16,15 +16,15 @@ import os
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cached_property
 from itertools import chain
 
 import av
 import numpy as np
 
-from media.container import EPS, Container, Unreadable
-from media.convert import AudioAssembler, Box, Chooser, FrameConverter, displayed
+from media.container import EPS, Closing, Container, Unreadable
+from media.convert import AudioAssembler, BoxOf, FrameConverter, SizeOf, displayed
 from media.waveform import Waveform
 
 PREROLL = 0.3              # seconds of audio decoded ahead, until the decoder has swung in
@@ -42,8 +42,8 @@ class Doubt(Exception):
 class Clip:
     """A clip that is being filled, frame after frame."""
 
-    def __init__(self, start: float, frames: int, fps: float, size: tuple[int, int]):
-        self.start, self.out = start, np.empty((frames, *size, 3), np.uint8)
+    def __init__(self, start: float, frames: int, fps: float):
+        self.start, self.out = start, np.empty((frames, 0, 0, 3), np.uint8)
         self.wanted = deque((start + i / fps, i) for i in range(frames))
         self.places: dict[float, int] = {}  # of the frames that are in it
 
@@ -51,11 +51,13 @@ class Clip:
         """Put in a frame that is shown from `time` to `until`, at every place that it is wanted for."""
         while self.wanted and self.wanted[0][0] < until - EPS:
             i = self.wanted.popleft()[1]
-            self.out[i] = self.out[self.places[time]] if time in self.places else convert(time, frame)
-            self.places[time] = i
+            image = self.out[self.places[time]] if time in self.places else convert(time, frame)
+            if not self.places:
+                self.out = np.empty((len(self.out), *image.shape), np.uint8)
+            self.out[i], self.places[time] = image, i
 
 
-class Media:
+class Media(Closing):
     """A media file, open for its video and its audio; for use in a `with`. Raises Unreadable.
 
     `has_video`, `has_audio`: of several tracks it is the one that FFmpeg calls best; a cover is no video. `has_captions`:
@@ -68,12 +70,6 @@ class Media:
         self.path, self.has_captions = self.file.path, self.file.has_captions
         self.has_video, self.has_audio = (kind in self.file.streams for kind in ("video", "audio"))
         self._samples = None if self.has_video else Waveform.of(self.file)
-
-    def __enter__(self) -> "Media":
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
     def close(self) -> None:
         """Let go of the file; to do so twice does no harm."""
@@ -91,60 +87,60 @@ class Media:
     width = property(lambda self: self._displayed[0], doc="Pixels as displayed: turned upright, made square.")
     height = property(lambda self: self._displayed[1], doc="Pixels as displayed.")
 
-    def video(self, start: float, frames: int, fps: float, box: Box | Chooser = (0, 0, 1, 1),
-              size: tuple[int, int] = (224, 224)) -> np.ndarray:
+    def video(self, start: float, frames: int, fps: float, box: BoxOf = (0, 0, 1, 1),
+              size: SizeOf = (224, 224)) -> np.ndarray:
         """The frames shown at start + i / fps, cut to `box`, resized to `size` = (H, W): (frames, H, W, 3) uint8.
 
-        Shown at t is the last one whose timestamp is at most t; before the first one, the first. A box may be a function of
-        width and height, which is cheaper than to ask for them first.
+        Shown at t is the last one whose timestamp is at most t; before the first one, the first. A function of width and height
+        in place of a box or a size is cheaper than to ask for those first.
         """
-        return next(self._clips([start], frames, fps, box, size))
+        return next(self._sweep([start], frames, fps, self._converter([start], frames, fps, box, size)))
 
-    def clips(self, starts: Sequence[float], frames: int, fps: float, box: Box | Chooser = (0, 0, 1, 1),
-              size: tuple[int, int] = (224, 224)) -> Iterator[np.ndarray]:
+    def clips(self, starts: Sequence[float], frames: int, fps: float, box: BoxOf = (0, 0, 1, 1),
+              size: SizeOf = (224, 224)) -> Iterator[np.ndarray]:
         """`video` of each of `starts`, which ascend; the file is decoded once from front to back, and one clip held at a time.
 
         Unreadable at the first clip that cannot be had; those after it begin later, and are not given either.
         """
+        convert, first = self._converter(starts, frames, fps, box, size), 0
         with self._again() as media:
-            yield from media._clips(starts, frames, fps, box, size)
-
-    def _clips(self, starts: Sequence[float], frames: int, fps: float, box: Box | Chooser,
-               size: tuple[int, int]) -> Iterator[np.ndarray]:
-        if not (all(0 <= start < math.inf for start in starts) and list(starts) == sorted(starts)
-                and frames >= 1 and fps > 0 and min(size) >= 1):
-            raise ValueError(f"{self.path!r}: video wants ascending starts >= 0, frames >= 1, fps > 0 and sizes >= 1")
-        if not self.has_video:
-            raise Unreadable(self.path, "no video")
-        convert, first = FrameConverter(box, size, self._stretch, self.path), 0
-        try:
             for k in range(1, len(starts) + 1):
                 if k == len(starts) or starts[k] - starts[k - 1] > frames / fps + APART:
-                    yield from self._sweep(starts[first:k], frames, fps, convert)
+                    yield from media._sweep(starts[first:k], frames, fps, convert)
                     first = k
-        except Unreadable:
+
+    def _converter(self, starts: Sequence[float], frames: int, fps: float, box: BoxOf, size: SizeOf) -> FrameConverter:
+        """What makes the frames of clips; ValueError for clips that cannot be"""
+        if not (all(0 <= start < math.inf for start in starts) and list(starts) == sorted(starts)
+                and frames >= 1 and fps > 0):
+            raise ValueError(f"{self.path!r}: video wants ascending starts >= 0, frames >= 1 and fps > 0")
+        if not self.has_video:
+            raise Unreadable(self.path, "no video")
+        return FrameConverter(box, size, self._stretch, self.path)
+
+    @contextmanager
+    def _reading(self, convert: FrameConverter | None = None) -> Iterator[None]:
+        """Around what decodes: anything that is raised there is Unreadable, but what a function for a box or a size raises."""
+        try:
+            yield
+        except (Unreadable, GeneratorExit):
             raise
         except Exception as error:
-            if convert.asking:
+            if convert and convert.asking:
                 raise
             raise Unreadable(self.path, "decoding failed") from error
 
-    def frames(self, start: float, fps: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    def frames(self, start: float, fps: float, size: SizeOf) -> Iterator[np.ndarray]:
         """All frames shown at start + i / fps, whole, (H, W, 3) uint8 each, one after the other to the end of the video."""
         if not self.has_video:
             raise Unreadable(self.path, "no video")
         convert, i = FrameConverter((0, 0, 1, 1), size, self._stretch), 0
-        try:
-            with self._again() as media:
-                for time, until, frame in media._shown(start):
-                    while start + i / fps < until - EPS:
-                        yield convert(time, frame)
-                        i += 1
-                        media.file.allow()
-        except Unreadable:
-            raise
-        except Exception as error:
-            raise Unreadable(self.path, "decoding failed") from error
+        with self._reading(), self._again() as media:
+            for time, until, frame in media._shown(start):
+                while start + i / fps < until - EPS:
+                    yield convert(time, frame)
+                    i += 1
+                    media.file.allow()
         if not i:
             raise Unreadable(self.path, "start past the end")
 
@@ -162,18 +158,15 @@ class Media:
                 return self._assemble(self._samples.blocks, start, samples, rate)
         except Exception:  # libsndfile gives up where a file is damaged; FFmpeg passes over that
             self._samples = None
-        try:
+        with self._reading():
             return self._assemble(lambda t: self.file.frames("audio", t, late=PREROLL / 3), start, samples, rate)
-        except Unreadable:
-            raise
-        except Exception as error:
-            raise Unreadable(self.path, "decoding failed") from error
 
     def _assemble(self, blocks: Callable[[float], Iterator], start: float, samples: int, rate: int) -> np.ndarray:
         """`audio` of the blocks that follow a time"""
         self.file.allow()
         # Ours: silence past the end of the audio (official: it loops, as the frames do).
-        interval = AudioAssembler(start, samples, rate, self.file.unit("audio"), uneven=self.file.codec("audio") == "vorbis")
+        uneven = self.file.streams["audio"].codec_context.name == "vorbis"
+        interval = AudioAssembler(start, samples, rate, self.file.unit("audio"), uneven)
         for time, block in blocks(start - PREROLL):
             if not interval.add(time, block):
                 break
@@ -203,33 +196,34 @@ class Media:
         """The clips at `starts`, from one pass"""
         times = np.sort(np.add.outer(starts, np.arange(frames) / fps).ravel())
         waiting, filling = deque(starts), deque()
-        is_plain = (self.file.codec("video") not in SKIPPABLE or self.file.format in UNTIMED
+        is_plain = (self.file.streams["video"].codec_context.name not in SKIPPABLE or self.file.format in UNTIMED
                     or (len(starts) == 1 and times[-1] >= self.duration - EPS))
-        while True:
-            self.file.allow()
-            until = None
-            try:
-                for time, until, frame in self._shown(waiting[0]) if is_plain else self._selected(waiting[0], times):
-                    while waiting and waiting[0] < until - EPS:
-                        filling.append(Clip(waiting.popleft(), frames, fps, convert.size))
-                    for clip in filling:
-                        clip.take(time, until, frame, convert)
-                    while filling and not filling[0].wanted:
-                        yield filling.popleft().out
-                        self.file.allow()
-                    if not waiting and not filling:
-                        return
-                break
-            except Doubt:
-                waiting.extendleft(clip.start for clip in reversed(filling))
-                filling.clear()
-                is_plain = True
-        if until is None:
-            raise Unreadable(self.path, "no frame decodes")
-        for clip in filling:
-            yield self._looped(clip, until, convert)
-        if waiting:
-            raise Unreadable(self.path, "start past the end")
+        with self._reading(convert):
+            while True:
+                self.file.allow()
+                until = None
+                try:
+                    for time, until, frame in self._shown(waiting[0]) if is_plain else self._selected(waiting[0], times):
+                        while waiting and waiting[0] < until - EPS:
+                            filling.append(Clip(waiting.popleft(), frames, fps))
+                        for clip in filling:
+                            clip.take(time, until, frame, convert)
+                        while filling and not filling[0].wanted:
+                            yield filling.popleft().out
+                            self.file.allow()
+                        if not waiting and not filling:
+                            return
+                    break
+                except Doubt:
+                    waiting.extendleft(clip.start for clip in reversed(filling))
+                    filling.clear()
+                    is_plain = True
+            if until is None:
+                raise Unreadable(self.path, "no frame decodes")
+            for clip in filling:
+                yield self._looped(clip, until, convert)
+            if waiting:
+                raise Unreadable(self.path, "start past the end")
 
     def _looped(self, clip: Clip, end: float, convert: FrameConverter) -> np.ndarray:
         """The clip filled from the beginning of the video, which ends at `end`"""
