@@ -188,21 +188,29 @@ def retrieval(model: vatt.VATT, batches: Batches, processes: Processes, precisio
     return results
 
 
-def classify(model: vatt.Classifier, batches: Batches, processes: Processes, per_class: bool = False) -> dict:
+def classify(model: vatt.Classifier, batches: Batches, processes: Processes) -> dict:
     """Metrics of a classifier on files with classes: what it says of all views of a file together.
 
     batches: of a `data.TestDataset`, each process its own; every file counts once with any number of processes, and those
     that cannot be read are "unreadable", with the reason, and in no score.
     """
-    logits, labels, failed = [torch.zeros(0, len(model.classes))], [torch.zeros(0, len(model.classes))], []
-    views = lambda batch: model.over_views(vatt.each_view(model, batch[model.kind]))    # (B, V, C) -> (B, C)
-    for batch, found, bad in vatt.over_files(model, views, batches, processes.device):
+    return score(model, *answers(model, batches, processes)[1:])
+
+
+def answers(model: vatt.Classifier, batches: Batches,
+            processes: Processes) -> tuple[list[str], torch.Tensor, torch.Tensor, list[tuple[str, str]]]:
+    """Of the files of all processes: paths, logits (N, C), classes (N, C), and those that cannot be read"""
+    none = torch.zeros(0, len(model.classes))
+    paths, logits, labels, failed = [], [none], [none], []
+    for batch, found, bad in vatt.over_files(model, model.answer, batches, processes.device):
         failed += bad
         if batch:
+            paths += batch["path"]
             logits.append(found.float().cpu())
             labels.append(batch["labels"].cpu())
     logits, labels = (torch.cat(processes.collect(torch.cat(parts))) for parts in (logits, labels))
-    return score(model, logits, labels, [pair for part in processes.collect(failed) for pair in part], per_class)
+    paths, failed = ([x for part in processes.collect(each) for x in part] for each in (paths, failed))
+    return paths, logits, labels, failed
 
 
 def score(model, scores: torch.Tensor, targets: torch.Tensor, failed: list, per_class: bool = False) -> dict:
@@ -233,19 +241,15 @@ def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
     if found.multi != model.multi:
         raise ValueError(f"{args.data} has {'several classes' if found.multi else 'one class'} a file, and {args.run} was "
                          f"trained on data with {'several' if model.multi else 'one'}")
-    rows, labels = found.test, predict.of_classifier(model, args.windows, args.crops)
-    spec, numbers = labels.spec._replace(cache=saved.get("cache") or 0.0), renumbered(found, model.classes, args)
-    clips = data.TestDataset([data.Source(rows, np.arange(processes.rank, len(rows), processes.world))], spec)
-    scored = embed.rows_of(model, labels.forward, len(model.classes), clips, how._replace(precision="fp32"))
-    logits, failed = embed.every_row(scored, len(rows), len(model.classes), processes)
+    spec = model.spec(args.windows, args.crops)._replace(cache=saved.get("cache") or 0.0)
+    numbers = renumbered(found, model.classes, args)
+    clips = data.TestDataset([data.Source.to_test(found.test)], spec, classes=len(model.classes), numbers=numbers)
+    paths, logits, labels, failed = answers(model, how.batches(clips), processes)
     if not processes.first:
         return
-    targets, read = torch.zeros(len(rows), len(model.classes)), ~logits[:, 0].isnan()
-    for i in range(len(rows)):
-        targets[i, [numbers[k] for k in rows[i].labels]] = 1
-    scores = score(model, logits[read], targets[read], failed, per_class=True)
-    if not scores["N"]:
-        fail(3, f"none of the {len(rows)} files could be read, first {printable(': '.join(scores['unreadable'][0]))}")
+    scores = score(model, logits, labels, failed, per_class=True)
+    if not paths:
+        fail(3, f"none of the {len(found.test)} files could be read, first {printable(': '.join(failed[0]))}")
     if saved.get("data") == args.data and part != trained:
         print(f"warning: {args.run} was trained on part {trained}, so that some of these files trained it", file=sys.stderr)
     in_time = f"{plural(spec.windows, 'window')} of {spec.seconds:g} s"
@@ -256,11 +260,8 @@ def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
     tables.warn_unreadable(scores["unreadable"])
     name = found.name + (f"-{part}" if official.parts(args.data) > 1 else "")
     ends = tables.write_classes(scores, model.classes, args.out / f"{name}-classes.csv")
-    true = ["|".join(model.classes[k] for k in row.nonzero()[:, 0]) for row in targets]
-    why = dict(map(tuple, scores["unreadable"]))
-    tables.write_files(args.out / f"{name}-files.csv", [rows.name(i) for i in range(len(rows))], model.classes,
-                       model.probabilities(logits), ["" if good else why.get(rows.name(i), "could not be read")
-                                                     for i, good in enumerate(read.tolist())], true)
+    true = ["|".join(model.classes[k] for k in row.nonzero()[:, 0]) for row in labels]
+    tables.write_files(args.out / f"{name}-files.csv", paths, model.classes, model.probabilities(logits), failed, true)
     written = ["evaluate.json", f"{name}-classes.csv", f"{name}-files.csv"]
     if not model.multi:
         drawn = figures.confusion(scores["confusion"], list(map(printable, model.classes)), args.out / f"{name}-confusion.png")
@@ -280,8 +281,12 @@ def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     spec = model.spec("video", args.windows or 4)
     spec = spec._replace(fps=args.fps or OFFICIAL_FPS.get(found.name, spec.fps))
     mine = data.Source(found.test, np.arange(processes.rank, len(found.test), processes.world))
-    parts = embed.vectors(model, data.TestDataset([mine], spec), "vt", how)
-    videos, failed = embed.every_row(parts, len(found.test), model.config.d_vt, processes)
+    rows, failed = [torch.zeros(0, model.config.d_vt)], []
+    for z, bad in embed.vectors(model, data.TestDataset([mine], spec), "vt", how):
+        rows.append(z)
+        failed += bad
+    videos = embed.shares(torch.cat(rows), len(found.test), processes)
+    failed = [pair for part in processes.collect(failed) for pair in part]
     if not processes.first:
         return
     read = ~videos[:, 0].isnan()
@@ -292,18 +297,12 @@ def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     again = sum(count for count in collections.Counter(texts).values() if count > 1)
     similarity = model.embed_texts(texts) @ videos[read].T
     scores = {**retrieval_metrics(similarity), "chance": retrieval_chance(len(texts))}
-    print(f"{spec.windows} windows of {spec.frames} frames at {spec.fps:g} fps, central crops of {spec.size} pixels; "
+    print(f"{plural(spec.windows, 'window')} of {spec.frames} frames at {spec.fps:g} fps, central crops of {spec.size} pixels; "
           f"their mean vector, normalised\npool of N = {len(texts)}; ties count against the model; {again} captions stand at "
           f"more than one clip, and only their own is right; {len(texts) - known} hold no word that the run knows\n")
     print(tables.retrieval({"text_to_video": scores, "unreadable": []}, {}, "retrieval, percent", "name more videos"))
     tables.warn_unreadable(failed)
     tables.keep(args.out, f"retrieve_{found.name}", {**scores, "unreadable": len(failed)})
-
-
-def embed_command(args: argparse.Namespace, how: embed.Reading) -> None:
-    """Vectors of files"""
-    windows = args.windows or (1 if args.seconds else 4)
-    embed.embed(args.run, embed.Wanted(args.source, args.kind, args.space, args.seconds, windows), args.out, how)
 
 
 def source(args, part: int, processes: Processes) -> Labelled:
@@ -380,7 +379,9 @@ def flags() -> argparse.ArgumentParser:
     c.add_argument("--fps", type=positive, help="frames per second (default: 12.5 for YouCook2, MSR-VTT, else the run's own)")
     c.add_argument("--out", type=Path, help="folder for evaluate.json (default: the run)")
     outside(c)
-    c = command(embed_command, "embed", "vectors of all files of a folder, or of all lines of a text file, in one .npz",
+    c = command(lambda args, how: embed.embed(args.run, embed.Wanted(args.source, args.kind, args.space, args.seconds,
+                                                                     args.windows), args.out, how), "embed",
+                "vectors of all files of a folder, or of all lines of a text file, in one .npz",
                 source="a folder of videos, audio or images, one of them, or a text file", out="the .npz to write")
     c.add_argument("--kind", choices=("video", "audio", "image", "text"), help="of files (default: what most are)")
     c.add_argument("--space", choices=("vt", "va"), help="common space (default: vt, with text; audio has only va)")

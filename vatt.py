@@ -21,7 +21,7 @@ import data
 import droptoken
 import tokenize
 from engine.loading import Batches, to_device
-from engine.run import Run, load_weights
+from engine.run import Run, check_weights, load_weights
 from heads import Heads, LinearClassifier, LowRankClassifier
 from media import Media
 from sources.index import Row
@@ -72,6 +72,8 @@ class Config:
         if fields.get("variant", "paper") not in VARIANTS:
             raise ValueError(f"the model is of the variant {fields['variant']!r}; this version knows {' and '.join(VARIANTS)}")
         sizes = {k: Size(*fields[k]) for k in ("video", "audio", "text")}
+        if max(size.layers for size in sizes.values()) > 1000:
+            raise ValueError("the model has more than 1000 layers")
         return cls(**{**fields, **sizes, "patch": tuple(fields["patch"])})
 
 
@@ -348,8 +350,12 @@ class Classifier(nn.Module):
     def predict(self, path: str | Path, top: int = 5) -> list[tuple[str, float]]:
         """The `top` best labels of a file and their probabilities, the best first. Raises Unreadable."""
         x = read_file(path, self.spec()).to(next(self.parameters()).device)
-        best = self.probabilities(self.over_views(each_view(self, x)))[0].topk(min(top, len(self.classes)))
+        best = self.probabilities(self.answer({self.kind: x}))[0].topk(min(top, len(self.classes)))
         return [(self.classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    def answer(self, batch: dict) -> torch.Tensor:
+        """A batch of files -> logits (B, C) of all views of each together"""
+        return self.over_views(each_view(self, batch[self.kind]))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """(.., C) -> (.., C); each by itself where a file may have several classes, else their sum is 1"""
@@ -397,17 +403,31 @@ def load(run: str | Path) -> "Trained | Classifier":
     """
     run = Path(run)
     folder = files.folder(run)
-    saved = read_config(run, str(folder))["model"]
-    if "classes" in saved:
-        model = Classifier(Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"],
-                           components=saved["components"])
-        settings = Run(folder).read_config()["settings"]
-        model.windows, model.crops = settings.get("windows") or 1, settings.get("crops") or 1
-    else:
-        model = Trained(Config.from_json(saved))
+    config, weights = read_config(run, str(folder)), files.of_run(run)
+    try:
+        with torch.device("meta"):  # a config may claim any size: nothing is built before the weights are seen to be of it
+            claimed = build(config)
+        check_weights(claimed, weights, str(run))
+        model = build(config)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as e:
+        raise ValueError(f"{folder / 'config.json'} describes no model of this program ({type(e).__name__}: {e})") from None
+    if isinstance(model, Trained):
         model.vocabulary = vocabulary(run)
-    load_weights(model, files.of_run(run), str(run))
+        if len(model.vocabulary) > model.config.vocabulary:
+            raise ValueError(f"{folder / 'vocabulary.txt'} has {len(model.vocabulary)} words, the model {model.config.vocabulary}")
+    load_weights(model, weights, str(run))
     return model.eval()
+
+
+def build(config: dict) -> "Trained | Classifier":
+    """The model that a config.json describes, with random weights"""
+    saved, settings = config["model"], config["settings"]
+    if "classes" not in saved:
+        return Trained(Config.from_json(saved))
+    model = Classifier(Config.from_json(saved["config"]), saved["kind"], saved["classes"], saved["multi"], saved["head"],
+                       components=saved["components"])
+    model.windows, model.crops = int(settings.get("windows") or 1), int(settings.get("crops") or 1)
+    return model
 
 
 def vocabulary(run: Path) -> "tokenize.Vocabulary":
@@ -419,12 +439,12 @@ def vocabulary(run: Path) -> "tokenize.Vocabulary":
 
 def load_as(kind: type, run: Path) -> "Trained | Classifier":
     """`load` of a run of this kind; ValueError, with the command that makes or takes it, for one of the other."""
-    fine_tuned = "classes" in read_config(run, str(run))["model"]
-    if fine_tuned != (kind is Classifier):
+    model = load(run)
+    if not isinstance(model, kind):
         raise ValueError(f"{run} is fine-tuned for classes and has no common space: name the run that it started from"
-                         if fine_tuned else
+                         if kind is Trained else
                          f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
-    return load(run)
+    return model
 
 
 def read_config(run: Path, what: str) -> dict:

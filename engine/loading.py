@@ -60,19 +60,19 @@ def train_batches(clips: Dataset, batch: int, processes: Processes, first: int, 
     return prefetch(loader, math.ceil(len(slots) / PIECE), processes, timeout, processes.device)
 
 
-def eval_batches(clips: Dataset, batch: int, processes: Processes | None, workers: int = 0, timeout: float = 0,
-                 speaks: bool = True) -> Batches:
-    """Batches on the CPU of every clip once, over all processes, or in this one where `processes` is None, under a bar.
+def eval_batches(clips: Dataset, batch: int, processes: Processes, workers: int = 0, timeout: float = 0,
+                 shared: bool = True) -> Batches:
+    """Batches on the CPU of every clip once, under a bar: over all processes, or in this one where the clips are not `shared`.
 
     Raises as `train_batches`; Stopped on all processes as soon as a signal has come to one.
     """
-    processes = processes or Processes(solo=True)
+    mine = range(processes.rank, len(clips), processes.world) if shared else range(len(clips))
     # Ours: the last batch counts, however small (official: it is left out).
-    loader = DataLoader(clips, batch_size=batch, sampler=range(processes.rank, len(clips), processes.world),
-                        num_workers=workers, collate_fn=collate, worker_init_fn=start_worker)
+    loader = DataLoader(clips, batch_size=batch, sampler=mine, num_workers=workers, collate_fn=collate,
+                        worker_init_fn=start_worker)
     pause = 1 if sys.stderr.isatty() else 30
-    with contextlib.suppress(Stopped), tqdm(total=len(loader.sampler), unit="file", leave=False, delay=pause, mininterval=pause,
-                                            disable=not (speaks and processes.first)) as bar:
+    with contextlib.suppress(Stopped), tqdm(total=len(mine), unit="file", leave=False, delay=pause, mininterval=pause,
+                                            disable=not processes.first) as bar:
         for made in prefetch(loader, 1, processes, timeout, torch.device("cpu"), grace=0):
             processes.alive()
             yield made

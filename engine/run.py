@@ -62,7 +62,7 @@ class Run:
     def read_config(self) -> dict:
         """config.json: settings, model, versions; ValueError where it is torn or another program's"""
         config = read_json(self.out / "config.json")
-        if not config.keys() >= {"settings", "model", "versions"}:
+        if not all(isinstance(config.get(key), dict) for key in ("settings", "model", "versions")):
             raise ValueError(f"{self.out / 'config.json'} is not of this program: name another folder")
         return config
 
@@ -227,9 +227,7 @@ def write_text(path: Path, text: str) -> None:
 def read_checkpoint(path: Path) -> dict:
     """{"step", "model", ...}; ValueError in one line where the file is torn, altered, or holds more than tensors and values."""
     try:
-        with zipfile.ZipFile(path) as parts:  # torch looks at no checksum
-            if any(part.compress_type for part in parts.infolist()) or (parts.testzip() is not None):
-                raise ValueError("compressed, or a checksum is wrong")
+        check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not all(map(torch.is_tensor, state["model"].values())):
             raise ValueError("its weights are no tensors")
@@ -243,6 +241,15 @@ def read_checkpoint(path: Path) -> dict:
     return state
 
 
+def check_zip(path: Path) -> None:
+    """ValueError where the parts of a zip are compressed, take more room than the file, or fail their checksums"""
+    with zipfile.ZipFile(path) as parts:  # neither torch nor numpy writes the former, nor looks at the latter
+        infos = parts.infolist()
+        if any(part.compress_type for part in infos) or sum(part.file_size for part in infos) > path.stat().st_size or (
+                parts.testzip() is not None):
+            raise ValueError("compressed, or a checksum is wrong")
+
+
 def step_of(path: Path) -> int:
     """The step of a checkpoint, by its name"""
     return int(CHECKPOINT.fullmatch(path.name)[1])
@@ -254,7 +261,13 @@ def not_finite(weights: dict[str, torch.Tensor]) -> str | None:
 
 
 def load_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
-    """Loads all of them, or raises ValueError that lists what is missing, left over, or of another shape."""
+    """Loads all of them; raises as `check_weights`."""
+    check_weights(module, weights, where)
+    module.load_state_dict(weights)
+
+
+def check_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
+    """ValueError that lists what is missing, left over, or of another shape, where they are not those of the module"""
     own = module.state_dict()
     lines = [f"missing {k}" for k in own if k not in weights]
     lines += [f"unknown {k}" for k in weights if k not in own]
@@ -263,4 +276,3 @@ def load_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
     if lines:
         more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
         raise ValueError(f"{where} holds another model: {'; '.join(lines[:6])}{more}; use the --preset and flags of that run")
-    module.load_state_dict(weights)

@@ -24,7 +24,7 @@ import vatt
 from engine import loading
 from engine.errors import plural, printable
 from engine.processes import Processes
-from engine.run import hold, write_whole
+from engine.run import check_zip, hold, write_whole
 from media import Media, Unreadable
 from sources import index
 from sources.index import Row
@@ -42,11 +42,10 @@ class Reading(NamedTuple):
     precision: str = "fp32"         # of the Transformers
     timeout: float = 600            # seconds that a worker may take for a file
 
-    def batches(self, clips: data.TestDataset, alone: bool = False) -> loading.Batches:
-        """Batches of every file once: this process's share, or all of them where it is `alone`; raises as `eval_batches`"""
-        batch = max(1, self.batch // clips.spec.views)
-        return loading.eval_batches(clips, batch, None if alone else self.processes, self.workers, self.timeout,
-                                    self.processes.first)
+    def batches(self, clips: data.TestDataset, shared: bool = True) -> loading.Batches:
+        """Batches of every file once: this process's share, or all of them where they are not `shared`; as `eval_batches`"""
+        return loading.eval_batches(clips, max(1, self.batch // clips.spec.views), self.processes, self.workers, self.timeout,
+                                    shared)
 
 
 def rows_of(model: torch.nn.Module, forward: Callable[[dict], torch.Tensor], width: int, clips: data.TestDataset,
@@ -55,7 +54,7 @@ def rows_of(model: torch.nn.Module, forward: Callable[[dict], torch.Tensor], wid
 
     Raises FloatingPointError where the model gives no numbers, WorkerError where a worker dies or hangs.
     """
-    done, batches = 0, how.batches(clips, alone=True)
+    done, batches = 0, how.batches(clips, shared=False)
     for batch, z, failed in vatt.over_files(model, forward, batches, how.processes.device, how.precision):
         rows = torch.full((len(failed) + (len(z) if batch else 0), width), math.nan)
         if batch:
@@ -63,7 +62,6 @@ def rows_of(model: torch.nn.Module, forward: Callable[[dict], torch.Tensor], wid
                 raise FloatingPointError("the run gives numbers that are not finite: name one whose training went well")
             rows[batch["number"].cpu() - done] = z.float().cpu()
         done += len(rows)
-        how.processes.alive()
         yield rows, failed
 
 
@@ -75,19 +73,8 @@ def vectors(model: vatt.Trained, clips: data.TestDataset, space: str,
     return rows_of(model, embed, model.config.d_va if space == "va" else model.config.d_vt, clips, how)
 
 
-def every_row(parts: Iterator[tuple[torch.Tensor, list]], total: int, width: int,
-              processes: Processes) -> tuple[torch.Tensor, list[tuple[str, str]]]:
-    """Rows rank, rank + world, .. on each process, as `rows_of` gives them -> all (total, width), all that failed"""
-    rows, failed = [torch.empty(0, width)], []
-    for z, bad in parts:
-        rows.append(z)
-        failed += bad
-    return shares(torch.cat(rows), total, processes), [pair for part in processes.collect(failed) for pair in part]
-
-
 def shares(rows: torch.Tensor, total: int, processes: Processes) -> torch.Tensor:
     """What each process has, rows rank, rank + world, .. of all -> all of them, (total, d)"""
-    processes.meet()
     table = torch.empty(total, rows.shape[1])
     for rank, part in enumerate(processes.collect(rows)):
         table[rank :: processes.world] = part
@@ -101,7 +88,7 @@ class Wanted(NamedTuple):
     kind: str | None = None         # "video", "audio", "image" or "text"; None: what most files are
     space: str | None = None        # None: the first of the kind's SPACES
     seconds: float | None = None    # videos in moments of that length, each overlapping half of the next
-    windows: int = 4                # of a file, or of a moment
+    windows: int | None = None      # of a file, 4 unasked, or of a moment, 1
 
 
 def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
@@ -118,7 +105,7 @@ def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
     space = wanted.space or SPACES[kind][0]
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
-    windows = wanted.windows if kind in ("video", "audio") else 1
+    windows = wanted.windows or (1 if wanted.seconds else 4) if kind in ("video", "audio") else 1
     changed = file_states(root / path for path in dict.fromkeys(row.path for row in rows))
     key = digest(weights_digest(model), kind, space, windows, changed, *zip(ids, rows, strict=True))
     if out.is_file() and read(out)["key"] == key:
@@ -197,7 +184,7 @@ def moments(source: Path, paths: list[str], seconds: float, problems: list[str])
         except Unreadable as e:
             problems.append(f"{printable(path)}: {e.reason}")
             continue
-        steps = math.ceil(2 * last / seconds)
+        steps = min(math.ceil(2 * last / seconds), os.path.getsize(source / path))  # a length may be a lie
         items += [Row(path, start, start + seconds, [])
                   for start in (last * i / max(1, steps) for i in range(steps + 1))]
         ids += [path] * (steps + 1)
@@ -262,9 +249,13 @@ class Partial:
 def read(path: Path) -> dict[str, np.ndarray]:
     """What `embed` wrote; ValueError where it is something else"""
     try:
+        check_zip(path)
         with np.load(path, allow_pickle=False) as file:
-            return {**file, "key": str(file["key"])}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            found = {**file, "key": str(file["key"])}
+        if not len(found["ids"]) == len(found["vectors"]) == len(found["times"]):
+            raise ValueError("arrays of different lengths")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not of this program ({error}): name another file") from None
 
 

@@ -7,7 +7,6 @@ import contextlib
 import signal
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import vatt
 from engine import arguments, loop
 from engine.errors import fail, printable, user_errors
 from engine.processes import GracefulShutdown, Stopped
-from engine.run import load_weights, write_whole
+from engine.run import check_zip, load_weights, write_whole
 from engine.sampling import Sampler, generator
 from tools.embed import Reading, digest, file_states, weights_digest
 
@@ -111,12 +110,13 @@ def features(model: vatt.Classifier, clips: data.TestDataset, cached: Path, how:
     key = digest(type(clips).__name__, clips.spec._replace(cache=0.0), model.precision, weights_digest(model.backbone),
                  file_states(map(Path, names)), names, [index[number] for index, number in listed])
     rows, failed = {}, []
-    broken = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*broken), np.load(cached, allow_pickle=False) as saved:  # else they are computed anew
-        if str(saved["digest"]) == key:
-            z, y, number, bad = (saved[name] for name in ("z", "y", "number", "failed"))
-            rows = dict(zip(number.tolist(), zip(torch.from_numpy(z), torch.from_numpy(y), strict=True), strict=True))
-            failed = [(str(path), str(reason)) for path, reason in bad]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile):
+        check_zip(cached)
+        with np.load(cached, allow_pickle=False) as saved:  # else they are computed anew
+            if str(saved["digest"]) == key:
+                z, y, number, bad = (saved[name] for name in ("z", "y", "number", "failed"))
+                rows = dict(zip(number.tolist(), zip(torch.from_numpy(z), torch.from_numpy(y), strict=True), strict=True))
+                failed = [(str(path), str(reason)) for path, reason in bad]
     unread = {path for path, _ in failed}
     left = [i for i, name in enumerate(names) if i not in rows and name not in unread]
     if left:

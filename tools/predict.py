@@ -4,9 +4,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -19,34 +17,6 @@ from sources.labelled import TYPES, columns, lines
 from tools import embed, tables
 
 TEMPERATURE = 0.07  # of the loss that has made the common space (Section 3.4)
-
-
-class Labels(NamedTuple):
-    """Classes to choose from, and what scores files: forward(batch) -> logits (B, C), probabilities(logits) (N, C)."""
-
-    classes: list[str]
-    spec: data.ClipSpec
-    takes: tuple[str, ...]          # kinds of files
-    forward: Callable[[dict], torch.Tensor]
-    probabilities: Callable[[torch.Tensor], torch.Tensor]
-
-
-def of_classifier(model: vatt.Classifier, windows: int | None = None, crops: int | None = None) -> Labels:
-    """Its own classes; what it says of all views of a file together (Section A.2.5)"""
-    forward = lambda batch: model.over_views(vatt.each_view(model, batch[model.kind]))
-    return Labels(model.classes, model.spec(windows, crops), vatt.READS[model.kind], forward, model.probabilities)
-
-
-def of_sentences(model: vatt.Trained, classes: list[str], sentence: str, windows: int | None) -> Labels:
-    """Any classes, by the cosines of a sentence about each; ValueError where the run knows no word of one"""
-    sentences = [sentence.replace("{}", name) for name in classes]
-    unknown = [name for name in classes if not any(word in model.vocabulary.ids for word in model.vocabulary.split(name))]
-    if unknown:
-        raise ValueError(f"the run knows no word of {len(unknown)} of the classes, first {printable(unknown[0])!r}: "
-                         f"name them in words of its vocabulary.txt")
-    text = model.embed_texts(sentences).to(model.device) / TEMPERATURE
-    forward = lambda batch: model.embed_views(batch["video"], "vt") @ text.T
-    return Labels(classes, model.spec("video", windows or 4), ("video", "image"), forward, lambda x: x.softmax(-1))
 
 
 def predict(args, how: embed.Reading) -> None:
@@ -64,43 +34,60 @@ def predict(args, how: embed.Reading) -> None:
         if args.classes:
             raise ValueError(f"{args.run} has classes of its own: --classes is for a pre-trained run")
         model.precision, how = how.precision, how._replace(precision="fp32")    # it knows which part of it may be bf16
-        labels = of_classifier(model, args.windows, args.crops)
+        classes, takes, spec = model.classes, vatt.READS[model.kind], model.spec(args.windows, args.crops)
+        forward, probabilities = model.answer, model.probabilities
     elif not args.classes:
         raise ValueError(f"{args.run} is pre-trained and has no classes: --classes names.txt gives it some, one a line")
     else:
-        labels = of_sentences(model, [line for _, line in lines(args.classes)], args.sentence, args.windows)
+        classes, takes = [line for _, line in lines(args.classes)], ("video", "image")
+        spec = model.spec("video", args.windows or 4)
+        text = sentences(model, classes, args.sentence).to(processes.device)
+        forward = lambda batch: model.embed_views(batch["video"], "vt") @ text.T / TEMPERATURE
+        probabilities = lambda logits: logits.softmax(-1)
     if source.is_file() and source.suffix.lower() not in TYPES:
         root, paths, ids = listed(source, args.allow_outside)
     else:
         root, below = embed.files_in(source, problems)
-        ids = paths = [path for path in below if TYPES.get(os.path.splitext(path)[1].lower()) in labels.takes]
+        ids = paths = [path for path in below if TYPES.get(os.path.splitext(path)[1].lower()) in takes]
         if len(paths) < len(below):
             problems.append(f"{source}: {plural(len(below) - len(paths), 'file')} of other kinds left out")
     if not paths:
-        raise ValueError(f"{source} holds no {' or '.join(labels.takes)}")
-    key = embed.digest(embed.weights_digest(model), labels.classes, labels.spec, args.sentence, how.precision,
+        raise ValueError(f"{source} holds no {' or '.join(takes)}")
+    key = embed.digest(embed.weights_digest(model), classes, spec, args.sentence, how.precision,
                        embed.file_states(root / path for path in paths), paths)
-    processes.print(f"{source}: {plural(len(paths), 'file')}, {len(labels.classes)} classes")
+    processes.print(f"{source}: {plural(len(paths), 'file')}, {len(classes)} classes")
     with tempfile.TemporaryDirectory() as scratch:
         rows = index.write(Path(scratch) / "index", root, [Row(path, 0.0, math.inf, []) for path in paths])
-        parts = lambda left: embed.rows_of(model, labels.forward, len(labels.classes),
-                                           data.TestDataset([data.Source(rows, left)], labels.spec), how)
-        with embed.resumed(out, key, len(paths), len(labels.classes), parts, processes) as (logits, failed):
+        parts = lambda left: embed.rows_of(model, forward, len(classes),
+                                           data.TestDataset([data.Source(rows, left)], spec), how)
+        with embed.resumed(out, key, len(paths), len(classes), parts, processes) as (logits, failed):
             if processes.first:
-                probabilities, reasons = labels.probabilities(torch.from_numpy(logits)), dict(failed)
-                why = [reasons.get(rows.name(i), "could not be read") if math.isnan(p[0]) else ""
-                       for i, p in enumerate(probabilities.tolist())]
-                tables.write_files(out, ids, labels.classes, probabilities, why)
+                reasons, good = dict(failed), [not math.isnan(row[0]) for row in logits]
+                read = [name for name, there in zip(ids, good, strict=True) if there]
+                bad = [(name, reasons.get(rows.name(i), "could not be read")) for i, name in enumerate(ids) if not good[i]]
+                p = probabilities(torch.from_numpy(logits[good]))
+                tables.write_files(out, read, classes, p, bad)
                 width = min(40, max(map(len, ids)))
-                for name, p, reason in zip(ids, probabilities, why, strict=True):
-                    best = [f"{printable(labels.classes[i])} {100 * p[i]:.1f}%" for i in p.argsort(descending=True)[: args.top]]
-                    print(f"{printable(name):{width}}  {f'could not be read: {reason}' if reason else ', '.join(best)}")
+                for name, row in zip(read, p, strict=True):
+                    best = [f"{printable(classes[i])} {100 * row[i]:.1f}%" for i in row.argsort(descending=True)[: args.top]]
+                    print(f"{printable(name):{width}}  {', '.join(best)}")
+                for name, reason in bad:
+                    print(f"{printable(name):{width}}  could not be read: {reason}")
     if processes.first:
         for line in problems[:10]:
             print(f"warning: {printable(line)}", file=sys.stderr)
-        print(f"\n{out}: probabilities of {len(ids) - sum(map(bool, why))} of {plural(len(ids), 'file')}")
-        if all(why):
-            fail(3, f"none of them could be read, first {printable(f'{ids[0]}: {why[0]}')}")
+        print(f"\n{out}: probabilities of {len(read)} of {plural(len(ids), 'file')}")
+        if not read:
+            fail(3, f"none of them could be read, first {printable(': '.join(bad[0]))}")
+
+
+def sentences(model: vatt.Trained, classes: list[str], sentence: str) -> torch.Tensor:
+    """Vectors of a sentence about each class, {} is its name; ValueError where the run knows no word of one"""
+    unknown = [name for name in classes if not any(word in model.vocabulary.ids for word in model.vocabulary.split(name))]
+    if unknown:
+        raise ValueError(f"the run knows no word of {len(unknown)} of the classes, first {printable(unknown[0])!r}: name them "
+                         f"in words of its vocabulary.txt")
+    return model.embed_texts([sentence.replace("{}", name) for name in classes])
 
 
 def listed(path: Path, outside: bool) -> tuple[Path, list[str], list[str]]:

@@ -1,6 +1,7 @@
 """Search: the moments of videos that are nearest to some words (Section A.3.3), as a table, a picture, a page and JSON."""
 
 import base64
+import contextlib
 import html
 import json
 import os
@@ -64,6 +65,11 @@ def search(args, how: Reading) -> None:
     missing = ", ".join(word for word in unknown if word in telling)
     without = f"  (without: {missing})" if missing else ""
     table = files.folder(args.run) / f"moments-{digest(str(source.resolve()))[:8]}.npz"
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            read(table)
+        except ValueError:  # torn: it is made anew
+            table.unlink()
     embed(args.run, Wanted(source, "video", "vt", model.config.frames / model.config.fps, 1), table, how)
     if not how.processes.first:
         return

@@ -86,17 +86,17 @@ def write_classes(scores: dict, classes: list[str], path: Path) -> str:
 FILES = ("path", "unreadable", "label", "probability")  # the first columns of a csv of files
 
 
-def write_files(path: Path, ids: list[str], classes: list[str], probabilities: torch.Tensor, why: list[str],
+def write_files(path: Path, ids: list[str], classes: list[str], probabilities: torch.Tensor, failed: list[tuple[str, str]],
                 true: list[str] | None = None) -> None:
-    """Writes a row a file: why it could not be read, its best label, the true ones where given, and all probabilities (N, C)"""
+    """Writes a row a file: its best label, the true one where given, all probabilities (N, C); then what could not be read"""
     def rows(file):
         text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="", write_through=True)
         out = csv.writer(text, lineterminator="\n")
         out.writerow([*FILES, *["true"] * bool(true), *(f"p({name})" for name in classes)])
-        for i, (name, p, reason) in enumerate(zip(ids, probabilities.tolist(), why, strict=True)):
-            best = ["", ""] if reason else [classes[k := p.index(max(p))], f"{p[k]:.4f}"]
-            right = [true[i]] if true else []
-            out.writerow([name, reason, *best, *right, *("" if reason else f"{x:.4g}" for x in p)])
+        for i, (name, p) in enumerate(zip(ids, probabilities.tolist(), strict=True)):
+            best, right = p.index(max(p)), true[i : i + 1] if true else []
+            out.writerow([name, "", classes[best], f"{p[best]:.4f}", *right, *(f"{x:.4g}" for x in p)])
+        out.writerows([*pair, *[""] * (2 + bool(true) + len(classes))] for pair in failed)
         text.detach()
 
     path.parent.mkdir(parents=True, exist_ok=True)
