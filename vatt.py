@@ -72,8 +72,8 @@ class Config:
         if fields.get("variant", "paper") not in VARIANTS:
             raise ValueError(f"the model is of the variant {fields['variant']!r}; this version knows {' and '.join(VARIANTS)}")
         sizes = {k: Size(*fields[k]) for k in ("video", "audio", "text")}
-        if max(size.layers for size in sizes.values()) > 1000:
-            raise ValueError("the model has more than 1000 layers")
+        if not all(0 < size.layers <= 1000 and min(size) > 0 for size in sizes.values()):
+            raise ValueError("sizes of a Transformer are 1 or more, and at most 1000 layers")
         return cls(**{**fields, **sizes, "patch": tuple(fields["patch"])})
 
 
@@ -407,14 +407,14 @@ def load(run: str | Path) -> "Trained | Classifier":
     try:
         with torch.device("meta"):  # a config may claim any size: nothing is built before the weights are seen to be of it
             claimed = build(config)
-        check_weights(claimed, weights, str(run))
-        model = build(config)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as e:
-        raise ValueError(f"{folder / 'config.json'} describes no model of this program ({type(e).__name__}: {e})") from None
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(f"{folder / 'config.json'} describes no model of this program ({e})") from None
+    check_weights(claimed, weights, str(run))
+    model = build(config)
     if isinstance(model, Trained):
         model.vocabulary = vocabulary(run)
         if len(model.vocabulary) > model.config.vocabulary:
-            raise ValueError(f"{folder / 'vocabulary.txt'} has {len(model.vocabulary)} words, the model {model.config.vocabulary}")
+            raise ValueError(f"{folder / 'vocabulary.txt'} has more words than the model: it is another run's")
     load_weights(model, weights, str(run))
     return model.eval()
 
@@ -439,12 +439,12 @@ def vocabulary(run: Path) -> "tokenize.Vocabulary":
 
 def load_as(kind: type, run: Path) -> "Trained | Classifier":
     """`load` of a run of this kind; ValueError, with the command that makes or takes it, for one of the other."""
-    model = load(run)
-    if not isinstance(model, kind):
+    fine_tuned = "classes" in read_config(run, str(run))["model"]
+    if fine_tuned != (kind is Classifier):
         raise ValueError(f"{run} is fine-tuned for classes and has no common space: name the run that it started from"
-                         if kind is Trained else
+                         if fine_tuned else
                          f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
-    return model
+    return load(run)
 
 
 def read_config(run: Path, what: str) -> dict:

@@ -1,0 +1,137 @@
+"""What others have written, or a disk has torn: one line that names the file, in bounded time and memory; workers that die."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from films import film, folder
+from runs import finetuned, pretrained, refused
+
+import evaluate
+from media import Media
+from tools import embed
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("videos"), films=4)
+
+
+def changed(run, **fields):
+    """The run, with other fields of its model in config.json"""
+    config = json.loads((run / "config.json").read_text())
+    config["model"] = {**config["model"], **fields}
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+@pytest.mark.parametrize("fields", [
+    {"video": [10**8, 32, 64, 2]}, {"video": [1, 10**6, 10**6, 2]}, {"video": "x"}, {"video": [1, 2]}, {"video": None},
+    {"frames": 10**9, "fps": 1e-3}, {"fps": 0}, {"size": "16"}, {"patch": 3}, {"vocabulary": 10**9}, {"variant": ["x"]},
+    {"unknown": 1}, {"video": [1, 32, 64, 0]}, {"rate": float("nan")}, {"classes": 7}, {"d_va": -1}], ids=str)
+def test_a_config_that_is_malformed_or_claims_any_size_is_one_line(tmp_path, capsys, videos, fields):
+    run, began = changed(pretrained(tmp_path / "run"), **fields), time.monotonic()
+    said = refused(evaluate.main, ["embed", str(run), str(videos), str(tmp_path / "x.npz")], capsys)
+    assert str(run) in said or "config.json" in said
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"settings": 1, "model": [], "versions": {}}', "\x00\xff", "null"])
+def test_a_config_that_is_no_object_is_one_line(tmp_path, capsys, videos, text):
+    run = pretrained(tmp_path / "run")
+    (run / "config.json").write_bytes(text.encode("latin-1"))
+    for command in (["embed", str(run), str(videos), str(tmp_path / "x.npz")], ["predict", str(run), str(videos)],
+                    ["search", str(run), "red", "--in", str(videos)], ["classify", str(run)],
+                    ["retrieve", str(run), str(videos)]):
+        assert "config.json" in refused(evaluate.main, command, capsys)
+
+
+def test_a_vocabulary_of_another_run_is_one_line(tmp_path, capsys, videos):
+    run = pretrained(tmp_path / "run")
+    with (run / "vocabulary.txt").open("a") as file:
+        file.write("more\nwords\n")
+    assert "more words than the model" in refused(evaluate.main, ["search", str(run), "red", "--in", str(videos)], capsys)
+
+
+def bomb(path, kind):
+    """An .npz that takes much more memory than disk"""
+    form, shape, megabytes = {"deflated": (zipfile.ZIP_DEFLATED, (500_000_000,), 2000),
+                              "claimed": (zipfile.ZIP_STORED, (10**15,), 1)}[kind]
+    with zipfile.ZipFile(path, "w", form) as file, file.open("vectors.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for _ in range(megabytes):
+            member.write(bytes(1_000_000))
+
+
+@pytest.mark.parametrize("kind", ["deflated", "claimed"])
+def test_vectors_that_would_fill_the_memory_are_refused(tmp_path, capsys, videos, kind):
+    bomb(tmp_path / "x.npz", kind)
+    command = ["embed", str(pretrained(tmp_path / "run")), str(videos), str(tmp_path / "x.npz")]
+    memory, began = peak(), time.monotonic()
+    assert "is not of this program" in refused(evaluate.main, command, capsys)
+    assert peak() - memory < 300e6
+    assert time.monotonic() - began < 10
+
+
+def peak():
+    import resource
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "other"])
+def test_kept_moments_that_are_torn_or_flipped_are_made_anew(tmp_path, capsys, videos, damage):
+    run, out = pretrained(tmp_path / "run"), tmp_path / "x.png"
+    command = ["search", str(run), "red", "--in", str(videos), "--out", str(out)]
+    evaluate.main(command)
+    table, first = next(run.glob("moments-*.npz")), [line for line in capsys.readouterr().out.splitlines() if " - " in line]
+    content = table.read_bytes()
+    at = content.index(b"vectors.npy") + 400
+    table.write_bytes({"torn": content[:-300], "other": b"other",
+                       "flipped": content[:at] + bytes([content[at] ^ 8]) + content[at + 1 :]}[damage])
+    evaluate.main(command)
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if " - " in line] == first
+    assert "already" not in said
+
+
+def test_a_short_file_that_claims_days_has_few_moments(tmp_path):
+    path = film(tmp_path / "a.mp4", seconds=1)
+    real = Media.duration
+    try:
+        Media.duration = property(lambda self: 999_999.0)
+        rows, _ = embed.moments(tmp_path, ["a.mp4"], 0.4, [])
+    finally:
+        Media.duration = real
+    assert len(rows) <= path.stat().st_size + 1
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="workers are not forks, and do not see the decoder that dies")
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize("command", [
+    "embed {trained} {videos} {out}/x.npz", "predict {run} {videos} --out {out}/x.csv",
+    "classify {run} csv={videos}/labels.csv", "search {trained} red --in {videos} --out {out}/x.png",
+    "retrieve {trained} csv={videos}/captions.csv"])
+def test_a_worker_that_dies_or_hangs_is_one_line_that_names_the_file(tmp_path, videos, monkeypatch, capsys, command, signal_):
+    (videos / "labels.csv").write_text("path,label,split\n" + "".join(f"0{i}.mp4,{'ab'[i % 2]},val\n" for i in range(4)))
+    (videos / "captions.csv").write_text("path,caption\n" + "".join(f"0{i}.mp4,red\n" for i in range(4)))
+    real, handler, main = Media.video, signal.getsignal(signal.SIGCHLD), os.getpid()
+
+    def dies(self, *args, **more):
+        if "02.mp4" in str(self.path) and os.getpid() != main:
+            os.kill(os.getpid(), signal_)
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(Media, "video", dies)
+    words = command.format(trained=pretrained(tmp_path / "trained"), run=finetuned(tmp_path / "run", "video", ["a", "b"]),
+                           videos=videos, out=tmp_path).split()
+    began = time.monotonic()
+    said = refused(evaluate.main, [*words, "--workers", "1", "--batch", "1", "--timeout", "2"], capsys, 3)
+    signal.signal(signal.SIGCHLD, handler)
+    assert re.search(r"02\.mp4: move the file away", said)
+    assert time.monotonic() - began < 30
