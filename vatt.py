@@ -9,6 +9,7 @@
 import dataclasses
 import importlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,12 @@ from sources.index import Row
 from transformer import SIZES, Size, Transformer, truncated_normal_
 from weights import files, official
 
-importlib.reload(tokenize)  # ours, even where pytest, a debugger or a notebook has already imported Python's
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+importlib.reload(tokenize)  # ours, even where Python's is found first, or pytest, a debugger or a notebook has imported it
+sys.path.remove(str(HERE))
+if hidden := [module.__file__ for module in (data, droptoken) if Path(module.__file__).resolve().parent != HERE]:
+    raise ImportError(f"{hidden[0]} hides the file of that name in {HERE}: put {HERE} first, sys.path.insert(0, {str(HERE)!r})")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,23 @@ def test_torch_and_vatt_import():
     assert "fine" in start("-c", f"import torch\n{WORKS}")
 
 
+@pytest.mark.parametrize(("before", "environment"), [
+    (f"import sys, torch; sys.path.append({str(ROOT)!r})", {}), (f"import sys; sys.path.append({str(ROOT)!r})", {}),
+    ("", {"PYTHONPATH": str(ROOT)}), ("import torch", {"PYTHONPATH": str(ROOT)})], ids=range(4))
+def test_vatt_imports_in_another_folder(tmp_path, before, environment):
+    (tmp_path / "use.py").write_text(f"{before}\n{WORKS}\nassert {str(ROOT)!r} not in sys.path[:1]")
+    assert "fine" in start("use.py", cwd=tmp_path, **environment)
+
+
+@pytest.mark.parametrize("name", ["data", "heads", "engine"])
+def test_a_file_of_another_project_that_hides_one_of_ours_is_named(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("mine = 1\n")
+    command = [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); import vatt"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120).stderr
+    assert "ImportError" in said or "ModuleNotFoundError" in said
+    assert name in said.splitlines()[-1]
+
+
 def test_pip_starts():
     assert "pip" in start("-m", "pip", "--version")
 
@@ -180,7 +197,7 @@ def test_torchrun_s_module_starts():
 
 
 def test_a_script_starts_from_another_folder(tmp_path):
-    assert "87.9" in start(str(ROOT / "vatt.py"), cwd=tmp_path)
+    assert "predict" in start(str(ROOT / "evaluate.py"), "--help", cwd=tmp_path)
 
 
 SLOW = {
