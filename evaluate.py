@@ -167,7 +167,7 @@ def retrieval(model: vatt.VATT, batches: Batches, processes: Processes, precisio
     dtype = model.heads.dtype
     first = lambda batch: (data.inputs(batch["video"][:, 0]).to(dtype), batch["audio"][:, 0].to(dtype), batch["text"][:, :1])
     rows, failed = [], []
-    for batch, z, bad in vatt.over_files(model, lambda batch: model(*first(batch)), batches, processes.device, precision):
+    for batch, z, bad in embed.over_files(model, lambda batch: model(*first(batch)), batches, processes.device, precision):
         failed += bad
         if batch:
             z_v_va, z_a_va, z_v_vt, z_t_vt = model.project(*z)
@@ -202,7 +202,7 @@ def answers(model: vatt.Classifier, batches: Batches,
     """Of the files of all processes: paths, logits (N, C), classes (N, C), and those that cannot be read"""
     none = torch.zeros(0, len(model.classes))
     paths, logits, labels, failed = [], [none], [none], []
-    for batch, found, bad in vatt.over_files(model, model.answer, batches, processes.device):
+    for batch, found, bad in embed.over_files(model, model.answer, batches, processes.device):
         failed += bad
         if batch:
             paths += batch["path"]

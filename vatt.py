@@ -10,9 +10,9 @@ import dataclasses
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from torch import nn
 import data
 import droptoken
 import tokenize
-from engine.loading import Batches, to_device
 from engine.run import Run, check_weights, load_weights
 from heads import Heads, LinearClassifier, LowRankClassifier
 from media import Media
@@ -291,24 +290,6 @@ def read_file(path: str | Path, spec: data.ClipSpec) -> torch.Tensor:
 def each_view(function: Callable, x: torch.Tensor) -> torch.Tensor:
     """`function` of each view, as the model takes it.  (B, V, ...) -> (B, V, ...)"""
     return function(data.inputs(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-
-
-@torch.no_grad()
-def over_files(model: nn.Module, forward: Callable[[dict], Any], batches: Batches, device: torch.device,
-               precision: str = "fp32") -> Iterator[tuple[dict | None, Any, list[tuple[str, str]]]]:
-    """(batch on the device, forward(batch), what failed) of each batch of files to test on, in eval mode; an empty one is None.
-
-    This is how towers run over files in every evaluation, embedding and search.
-    """
-    was_training = model.training
-    model.eval()
-    for batch, failed in batches:
-        batch, found = batch and to_device(batch, device), None
-        if batch:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                found = forward(batch)
-        yield batch, found, failed
-    model.train(was_training)
 
 
 class Classifier(nn.Module):

@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,24 @@ class Reading(NamedTuple):
                                     shared)
 
 
+@torch.no_grad()
+def over_files(model: torch.nn.Module, forward: Callable[[dict], Any], batches: loading.Batches, device: torch.device,
+               precision: str = "fp32") -> Iterator[tuple[dict | None, Any, list[tuple[str, str]]]]:
+    """(batch on the device, forward(batch), what failed) of each batch of files to test on, in eval mode; an empty one is None.
+
+    This is how towers run over files in every evaluation, embedding and search.
+    """
+    was_training = model.training
+    model.eval()
+    for batch, failed in batches:
+        batch, found = batch and loading.to_device(batch, device), None
+        if batch:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                found = forward(batch)
+        yield batch, found, failed
+    model.train(was_training)
+
+
 def rows_of(model: torch.nn.Module, forward: Callable[[dict], torch.Tensor], width: int, clips: data.TestDataset,
             how: Reading) -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
     """Batch by batch: forward(batch) (B, width) of the files of `clips`, NaN where unreadable; what failed, and why.
@@ -55,7 +73,7 @@ def rows_of(model: torch.nn.Module, forward: Callable[[dict], torch.Tensor], wid
     Raises FloatingPointError where the model gives no numbers, WorkerError where a worker dies or hangs.
     """
     done, batches = 0, how.batches(clips, shared=False)
-    for batch, z, failed in vatt.over_files(model, forward, batches, how.processes.device, how.precision):
+    for batch, z, failed in over_files(model, forward, batches, how.processes.device, how.precision):
         rows = torch.full((len(failed) + (len(z) if batch else 0), width), math.nan)
         if batch:
             if not z.isfinite().all():

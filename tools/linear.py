@@ -22,7 +22,7 @@ from engine.errors import fail, printable, user_errors
 from engine.processes import GracefulShutdown, Stopped
 from engine.run import check_zip, load_weights, write_whole
 from engine.sampling import Sampler, generator
-from tools.embed import Reading, digest, file_states, weights_digest
+from tools.embed import Reading, digest, file_states, over_files, weights_digest
 
 
 def train(task) -> tuple[dict, loop.FailureBudget]:
@@ -146,7 +146,7 @@ def compute(model: vatt.Classifier, clips: data.TestDataset, left: list[int], ho
     views = lambda batch: vatt.each_view(model.features, batch[model.kind])
     processes.shutdown = shutdown = GracefulShutdown(processes.first)
     try:
-        for batch, z, bad in vatt.over_files(model, views, how.batches(clips), processes.device):
+        for batch, z, bad in over_files(model, views, how.batches(clips), processes.device):
             failed += bad
             if batch:
                 rows.update((left[i], (zi.clone(), yi.clone())) for i, zi, yi in zip(
