@@ -144,7 +144,7 @@ def test_a_run_is_named_by_its_best_checkpoint_or_its_shared_weights_too(loose, 
     with torch.no_grad():
         for p in model.classifier.parameters():
             p.zero_()
-    Run(run).save_best(1, model.state_dict())
+    Run(run).write("best.pt", {"step": 1, "model": model.state_dict()})
     files.share(model, run)
     for name in ("best.pt", "model.safetensors"):
         assert [p for _, p in vatt.load(run / name).predict(loose / "1.mp4")] == pytest.approx([1 / 3] * 3)
