@@ -4,6 +4,7 @@
     classify RUN [DATA]          classes of films, sounds or images: several views each, their logits averaged
     retrieve RUN DATA            films by their captions, without having trained on any of them (zero-shot)
     embed RUN FOLDER OUT.npz     vectors of films, sounds, images or sentences
+    figures [RUN ...]            Figures 2 to 4 of the paper and more, of these runs
     search RUN "words" --in FOLDER   the moments of films nearest to the words
 
 Under torchrun each process takes its share of the files, and every file counts once.
@@ -30,7 +31,7 @@ from engine.processes import Processes
 from engine.run import Run, write_text
 from sources import official
 from sources.labelled import Labelled
-from tools import embed, figures, predict, tables
+from tools import embed, figures, paper_figures, predict, tables
 from tools.search import search
 from weights import files
 
@@ -305,6 +306,14 @@ def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     tables.keep(args.out, f"retrieve_{found.name}", {**scores, "unreadable": len(failed)})
 
 
+def figures_command(args: argparse.Namespace, how: embed.Reading) -> None:
+    """The paper's figures of runs"""
+    if not (runs := args.runs or [run for run in paper_figures.DEMO if (run / "config.json").is_file()]):
+        raise ValueError("there is no run of the demos: python pretrain.py and python pretrain.py --preset demo-ma make them")
+    for line in paper_figures.draw(runs, args.out, how):
+        print(line)
+
+
 def source(args, part: int, processes: Processes) -> Labelled:
     """Loads a data set and says how much of its test is there; the list of what is not is written beside the run"""
     text, out, problems = args.data, args.out, []
@@ -342,10 +351,12 @@ def flags() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description="Scores of trained runs. Without a command: those that the demo's runs have left.")
     commands = p.add_subparsers(dest="command", metavar="COMMAND")
 
-    def command(call: Callable, name: str, text: str, **positional: str) -> argparse.ArgumentParser:
+    def command(call: Callable, name: str, text: str, **positional: str | None) -> argparse.ArgumentParser:
         c = commands.add_parser(name, help=text, description=text)
         c.set_defaults(call=call)
         for what, meaning in {"run": "folder of a trained run, or its best.pt or model.safetensors", **positional}.items():
+            if meaning is None:
+                continue
             c.add_argument(what, type=str if what in ("data", "words") else Path, help=meaning, nargs="?" if (
                 name == "classify" and what == "data") else None)
         c.add_argument("--windows", type=count,
@@ -394,6 +405,10 @@ def flags() -> argparse.ArgumentParser:
     c.add_argument("--json", type=Path, metavar="FILE", help="write them as JSON, too")
     c.add_argument("--out", type=Path, default=Path("search.png"), help="picture to draw; the page lies beside it (default "
                    "search.png)")
+    c = command(figures_command, "figures", "Figures 2 to 4 of the paper, attention, scores by drop rate, of runs", run=None)
+    c.add_argument("runs", nargs="*", type=Path, metavar="run", help="of pretrain.py and of finetune.py, to be drawn beside "
+                   "each other (default: those that the demos have left)")
+    c.add_argument("--out", type=Path, default=Path("figures"), help="folder for .svg and .png (default figures)")
     return p
 
 

@@ -159,12 +159,12 @@ def defaults(given: dict) -> dict:
     start = given.get("init")
     config, preset = pretrained(Path(start)) if start else (vatt.PRESETS[given.get("preset", "demo")], "demo")
     preset, model = given.get("preset", preset), {name: getattr(config, name) for name in MODEL}
-    recipe = dict((DEMO_RECIPES if preset == "demo" else RECIPES)[given["task"]])
-    if preset == "demo":
+    recipe = dict((DEMO_RECIPES if preset.startswith("demo") else RECIPES)[given["task"]])
+    if preset.startswith("demo"):
         recipe = {name: value for name, value in recipe.items() if name not in ("frames", "fps", "size", "rate")}
     elif given["task"] == "linear":
         model["fps"] = None  # known when it is known what the files are
-    if given.get("classifier") == "svm" and preset != "demo":
+    if given.get("classifier") == "svm" and not preset.startswith("demo"):
         recipe["windows"] = 10  # and as many passes to train on (A.4)
     return {**CHOICES, **arguments.RUN, "out": Path("runs") / given["task"], "steps": None, **model, **recipe, "preset": preset,
             "workers": min(recipe["workers"], os.cpu_count() or 1)}

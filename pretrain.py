@@ -53,6 +53,7 @@ RECIPES = {
              "area": (0.8, 1.0), "colour": (32 / 255, 0.0, 0.0, 0.0), "noise": 0.0, "workers": 0, "cache": 1.0,
              "save_every": 200, "eval_every": 200},
 }
+RECIPES["demo-ma"] = {**RECIPES["demo"], "steps": 400}
 MODEL = ("frames", "fps", "size", "patch", "audio_input", "audio_patch", "rate", "dropout", "vocabulary")  # flags of the model
 DEMO = Path("demo-data")
 
@@ -107,7 +108,7 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
         values["lr_end"] = given["lr"] * recipe["lr_end"] / recipe["lr"]
     if "steps" in given:
         values["warmup"] = min(recipe["warmup"], given["steps"] // 10)
-    args = argparse.Namespace(**{"out": Path("runs/pretrain" if "data" in given else "runs/demo"), **values, **given})
+    args = argparse.Namespace(**{"out": Path("runs/pretrain" if "data" in given else f"runs/{preset}"), **values, **given})
     args.drop = tuple(args.drop) * (2 if len(args.drop) == 1 else 1)
     args.precision = args.precision or arguments.native_precision(processes.device)
     if args.batch % processes.world:

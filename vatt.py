@@ -93,6 +93,9 @@ PRESETS = dict(
     demo = Config(Size(2, 128, 512, 2), Size(2, 128, 512, 2), Size(2, 64, 256, 1), frames=16, size=32, patch=(4, 8, 8),
                   rate=16000, vocabulary=2**12, d_va=128, d_vt=64, dropout=0.0, position_std=0.02),
 )  # fmt: skip
+# The demo with one backbone, deep enough for Figure 4 to have early and late layers.
+PRESETS["demo-ma"] = dataclasses.replace(
+    PRESETS["demo"], **dict.fromkeys(("video", "audio", "text"), Size(4, 128, 512, 2)), shared=True)
 
 
 class VATT(nn.Module):

@@ -1,0 +1,304 @@
+"""The paper's figures of one's own runs: features, spaces, activations, attention, DropToken (4.2.5-4.2.7, Figures 2-4).
+
+`python evaluate.py figures RUN ...` draws what the named runs give, each figure as .svg and .png with its caption in it.
+What is drawn is computed by `spaces`, `activations`, `attention` and `recalls`; matplotlib and scikit-learn are extras.
+"""
+
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import data
+import vatt
+from sources import official
+from sources.index import Index, held_out
+from tools import figures
+from tools.embed import Reading
+from transformer import Attention
+from weights import files
+
+# Apart in lightness as in hue, for the colour-blind and for print in black and white; markers and dashes differ, too.
+STYLES = {"video": ("#0072B2", "o", "-"), "audio": ("#E69F00", "^", "--"), "text": ("#000000", "s", ":")}
+DROPS = (0.0, 0.25, 0.5, 0.75)   # Tables 5 and 6
+DEMO = tuple(Path("runs") / name for name in (
+    "demo", "demo-ma", "demo-finetune/finetune-video-pretrained", "demo-finetune/finetune-video-scratch"))
+MOST = 300                       # files that a figure reads
+
+
+# ---------------------------------------------------------------------------------------------------- what is drawn, computed
+
+
+def held(run: Path, model: vatt.Trained) -> data.TestDataset:
+    """The middle clips of the videos that a run of pretrain.py held out, at most MOST, with all modalities."""
+    folders = sorted((run / "index").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    if not folders:
+        raise ValueError(f"{run} has no index of the videos that it held out: name a run of pretrain.py")
+    saved = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    index = Index(folders[-1])
+    rows = held_out(index) if saved.get("data") and not saved.get("val") else np.arange(len(index))
+    spec = model.spec("video", 1)._replace(modalities=("video", "audio", "text"), captions=1, words=model.config.words)
+    return data.TestDataset([data.Source(index, rows[:MOST])], spec, vocabulary=model.vocabulary)
+
+
+def over(model: torch.nn.Module, clips: data.TestDataset, forward: Callable[[dict], dict], how: Reading) -> dict:
+    """forward(batch) of all clips with video, audio and a caption, joined: name -> (N, ...)"""
+    parts: list[dict] = []
+    for batch, found, _ in vatt.over_files(model, forward, how.batches(clips, alone=True), how.processes.device, how.precision):
+        if batch:
+            whole = batch["has_audio"] & batch["has_text"][:, 0] if "text" in batch else torch.ones(len(batch["path"])) > 0
+            parts.append({name: x[whole.to(x.device)].float().cpu() for name, x in found.items()})
+    if not parts or not len(next(iter(parts[0].values()))):
+        raise ValueError("none of the clips has video, audio and a caption: there is nothing to draw")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def spaces(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
+    """Figure 3, two points of the model (4.2.5): the mean of a clip's tokens as the Transformer gets them, and its common spaces.
+
+    -> "input video", "input audio", "input text" (B, d), "va video", "va audio", "vt video", "vt text", of length 1
+    """
+    b, seen, found = model.backbones, {}, {}
+    text = batch["text"][:, :1]
+    encode = b.encode
+
+    def keep(tokens, modality, mask=None):
+        weight = torch.ones(tokens.shape[:2], device=tokens.device) if mask is None else mask.float()
+        seen[f"input {modality}"] = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+        return encode(tokens, modality, mask)
+
+    b.encode = keep
+    try:
+        z = model(data.inputs(batch["video"][:, 0]), batch["audio"][:, 0], text)
+    finally:
+        del b.encode
+    found["va video"], found["va audio"], found["vt video"], z_t = model.project(*z)
+    return {name: F.normalize(x, dim=-1) for name, x in {**seen, **found, "vt text": z_t[:, 0]}.items()}
+
+
+def activations(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
+    """Figure 4: what each node of each MLP gives before the residual addition, mean over tokens.  modality -> (B, layers, d)"""
+    nodes: list[torch.Tensor] = []
+    text = batch["text"][:, :1]
+    words = F.pad(text[:, 0] != 0, (1, 0), value=True)
+    hooks = [block.mlp.register_forward_hook(lambda _m, _x, y: nodes.append(y)) for block in model.backbones.transformer.blocks]
+    found = {}
+    try:
+        for name, run, x in (("video", model.backbones.video, data.inputs(batch["video"][:, 0])),
+                             ("audio", model.backbones.audio, batch["audio"][:, 0]), ("text", model.backbones.text, text)):
+            nodes.clear()
+            run(x)
+            y = torch.stack(nodes, 1)                                                # (B, layers, 1 + N, d)
+            w = words.float() if name == "text" else torch.ones(len(y), y.shape[2], device=y.device)
+            found[name] = (y * w[:, None, :, None]).sum(2) / w.sum(1)[:, None, None]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def attention(model: vatt.Trained, video: torch.Tensor) -> torch.Tensor:
+    """What AGG attends to in the last layer, itself left out, mean over heads.
+
+    (B, T, H, W, 3) in [-1, 1] -> (B, T/t, H/h, W/w)
+    """
+    c, b = model.config, model.backbones
+    module: Attention = (b.transformer if c.shared else b.video_transformer).blocks[-1].attention
+    kept = {}
+    hook = module.register_forward_pre_hook(lambda _m, x: kept.update(x=x[0]))
+    b.video(video)
+    hook.remove()
+    q, k, _ = module.qkv(kept["x"]).unflatten(2, (3, module.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, h, 1 + N, d/h) each
+    share = (q[:, :, :1] @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1).mean(1)[:, 0, 1:]
+    return share.unflatten(1, (len(b.e_temporal), len(b.e_vertical), len(b.e_horizontal)))
+
+
+def recalls(query: torch.Tensor, pool: torch.Tensor, k: int = 10) -> float:
+    """R@k of vectors of length 1, row by row; ties count against it.  (N, d), (N, d) -> a fraction"""
+    s = query @ pool.T
+    return ((s >= s.diagonal()[:, None]).sum(1) <= k).double().mean().item()
+
+
+def density(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Kernel density estimate with Scott's bandwidth.  values (n,), at (m,) -> (m,)"""
+    h = values.std() * len(values) ** -0.2 + 1e-6
+    return (-((at[:, None] - values) / h) ** 2 / 2).exp().mean(1) / (h * (2 * torch.pi) ** 0.5)
+
+
+def plane(x: torch.Tensor) -> np.ndarray:
+    """t-SNE.  (N, d) -> (N, 2)"""
+    from sklearn.manifold import TSNE
+
+    return TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x.numpy())
+
+
+# ------------------------------------------------------------------------------------------------------------------- drawings
+
+
+def finish(figure, out: Path, name: str, caption: str) -> str:
+    """Write the figure with its caption below it as .svg and .png; -> the caption, which begins with the file's name"""
+    figure.supxlabel(textwrap.fill(caption, round(16 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8)
+    for ending in ("svg", "png"):
+        figure.savefig(out / f"{name}.{ending}", dpi=110)
+    figures.pyplot().close(figure)
+    return f"{name}.svg, .png: {caption}"
+
+
+def draw_classes(plt, features: dict[str, tuple[torch.Tensor, torch.Tensor, list[str]]], out: Path) -> str:
+    """Figure 2.  name -> features (N, d), classes (N,), their names"""
+    figure, axes = plt.subplots(1, len(features), figsize=(5 * len(features), 5.4), layout="constrained", squeeze=False)
+    for axis, (name, (x, y, classes)) in zip(axes[0], features.items(), strict=True):
+        points = plane(x)
+        for c in range(len(classes)):
+            mine = points[(y == c).numpy()]
+            axis.scatter(*mine.T, s=22, color=plt.cm.viridis(c % 5 / 4.4), marker="osD^v*XP<>"[c // 5 % 10], linewidths=0)
+        axis.set(title=name, xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
+    return finish(figure, out, "classes",
+        f"Figure 2: z_out of the backbone, by t-SNE, of {len(x)} test clips, a point each; "
+        f"{len(classes)} classes, told apart by marker and lightness.")
+
+
+def draw_spaces(plt, runs: dict[str, dict[str, torch.Tensor]], out: Path) -> str:
+    """Figure 3.  run -> what `spaces` gives"""
+    figure, axes = plt.subplots(len(runs), 5, figsize=(16, 3.4 * len(runs) + 0.6), layout="constrained", squeeze=False)
+    for row, (run, x) in zip(axes, runs.items(), strict=True):
+        width = max(x[f"input {m}"].shape[1] for m in STYLES)
+        x |= {f"input {m}": F.pad(x[f"input {m}"], (0, width - x[f"input {m}"].shape[1])) for m in STYLES}
+        for axis, space, title in zip(row, ("input", "va", "vt"), ("input", "output, S_va", "output, S_vt"), strict=False):
+            names = [m for m in STYLES if f"{space} {m}" in x]
+            points = np.split(plane(torch.cat([x[f"{space} {m}"] for m in names])), len(names))
+            for m, p in zip(names, points, strict=True):
+                axis.scatter(*p.T, s=12, color=STYLES[m][0], marker=STYLES[m][1], alpha=0.7, linewidths=0, label=m)
+            axis.set(title=f"{run}: {title}", xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
+            axis.legend(fontsize=8)
+        for axis, space in zip(row[3:], ("input", "vt"), strict=True):
+            s, own = x[f"{space} video"] @ x[f"{space} text"].T, torch.eye(len(x["vt text"]), dtype=torch.bool)
+            at = torch.linspace(-1, 1, 201)
+            axis.fill_between(at, density(s[~own][:20000], at), color="0.75", label="random pairs")
+            axis.plot(at, density(s[own], at), "k-", label="positive pairs")
+            axis.set(title=f"{run}: video-text, {'input' if space == 'input' else 'output'}", xlabel="cosine similarity",
+                     ylabel="density", ylim=(0, None))
+            axis.legend(fontsize=8)
+    return finish(figure, out, "spaces",
+        f"Figure 3: {len(x['vt text'])} held-out clips, a point a clip and modality, by t-SNE: at "
+        "the input of the Transformer (mean of the tokens with their positions; narrower ones filled up with zeros) and "
+        "in the common spaces. Right: kernel densities of the cosines of matching video-text pairs and of others.")
+
+
+def draw_activations(plt, nodes: dict[str, torch.Tensor], out: Path) -> str:
+    """Figure 4.  modality -> (layers, d), the mean over clips"""
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    most = torch.stack([x.abs().quantile(0.99) for x in nodes.values()]).max().item()
+    for axis, (name, x) in zip(axes, nodes.items(), strict=False):
+        picture = axis.imshow(x.abs(), cmap="Greys", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        layers, (colour, marker, dash) = range(1, len(x) + 1), STYLES[name]
+        axis.set(title=name, xlabel="node of the MLP's output", ylabel="layer", yticks=range(len(x)), yticklabels=layers)
+        axes[3].plot(layers, x.abs().mean(1), color=colour, marker=marker, ls=dash, label=name)
+    figure.colorbar(picture, ax=axes[:3], label="|mean activation|", shrink=0.8)
+    axes[3].set(title="mean over nodes", xlabel="layer", ylabel="|mean activation|", ylim=(0, None), xticks=layers)
+    axes[3].legend()
+    return finish(figure, out, "activations",
+        "Figure 4: the mean activation, without its sign, of every node at the output of the "
+        "shared backbone's MLPs, before the residual addition, over the tokens of held-out clips, fed one modality at a "
+        "time; right, the mean over the nodes of a layer.")
+
+
+def draw_attention(plt, video: torch.Tensor, share: torch.Tensor, t: int, fps: float, out: Path) -> str:
+    """video (B, T, H, W, 3) uint8, share (B, T/t, H/h, W/w)"""
+    figure, axes = plt.subplots(2 * len(video), share.shape[1], figsize=(1.5 * share.shape[1], 3.3 * len(video) + 0.7),
+                                layout="constrained", squeeze=False)
+    for clip, (frames, maps) in enumerate(zip(video, share, strict=True)):
+        for i, m in enumerate(maps):
+            axes[2 * clip, i].imshow(frames[min(i * t, len(frames) - 1)])
+            axes[2 * clip, i].set_title(f"from {i * t / fps:.1f} s", fontsize=9)
+            axes[2 * clip + 1, i].imshow(m, cmap="gray", vmin=0, vmax=share.max(), interpolation="nearest")
+            axes[2 * clip + 1, i].set_title(f"{100 * m.sum() / maps.sum():.0f}%", fontsize=9)
+    for axis in axes.flat:
+        axis.axis("off")
+    return finish(figure, out, "attention",
+        "What AGG attends to in the last layer of the video backbone, mean over heads. Below "
+        "each frame the patches that begin there: their share (lighter is more), and that of all of them together.")
+
+
+def draw_drops(plt, lines: dict[str, list[float]], out: Path) -> str:
+    """The form of Table 6.  name -> a fraction for each of DROPS"""
+    figure, axis = plt.subplots(figsize=(6, 4.4), layout="constrained")
+    for (name, y), marker, dash in zip(lines.items(), "os^Dv*", ("-", "--", ":", "-.", "-", "--"), strict=False):
+        axis.plot([100 * d for d in DROPS], [100 * v for v in y], color="k", marker=marker, ls=dash, label=name)
+    axis.set(xlabel="tokens dropped, % (video and audio)", ylabel="%", ylim=(0, 105), xticks=[100 * d for d in DROPS])
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower left")
+    return finish(figure, out, "drop",
+        "Scores where DropToken leaves out tokens of the test clips: R@10 among the held-out clips, "
+        "top-1 of classifiers (Tables 5 and 6 train at each rate, as python -m bench study drop does).")
+
+
+# -------------------------------------------------------------------------------------------------------------------- command
+
+
+def classifier_features(run: Path, model: vatt.Classifier, how: Reading) -> dict[str, torch.Tensor]:
+    """"x" (N, d), "y" (N, C), "right DROP" (N,) of the test clips of a run of finetune.py, the middle view of each."""
+    saved = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    found = official.load(saved["data"], run / "index" / "evaluate", [], saved.get("part") or 1, saved.get("allow_outside"))
+    rows = np.arange(min(MOST, len(found.test)))
+    clips = data.TestDataset([data.Source(found.test, rows)], model.spec(1, 1), classes=len(model.classes))
+
+    def forward(batch: dict) -> dict:
+        x = data.inputs(batch[model.kind][:, 0])
+        keys = torch.arange(len(x), device=x.device)
+        right = {f"right {d}": model(x, d, keys).argmax(1) == batch["labels"].argmax(1) for d in DROPS}
+        return {"x": model.features(x), "y": batch["labels"], **right}
+
+    return over(model, clips, forward, how)
+
+
+def draw(runs: list[Path], out: Path, how: Reading) -> list[str]:
+    """Draw what the runs give into `out`; -> captions. ValueError with the remedy where an extra or a run is missing."""
+    plt = figures.pyplot()
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        plt = None
+    if not plt:
+        raise ValueError("figures need matplotlib and scikit-learn: pip install -r requirements-extra.txt")
+    out.mkdir(parents=True, exist_ok=True)
+    said, classes, points, drops = [], {}, {}, {}
+    for run in runs:
+        model, name = vatt.load(run).to(how.processes.device), files.folder(run).name
+        if isinstance(model, vatt.Classifier):
+            x = classifier_features(files.folder(run), model, how)
+            classes[name] = x["x"], x["y"].argmax(1), model.classes
+            drops[f"top-1, {name}"] = [x[f"right {d}"].mean().item() for d in DROPS]
+            continue
+        clips = held(files.folder(run), model)
+        points[name] = over(model, clips, lambda batch, model=model: spaces(model, batch), how)
+
+        def dropped(batch: dict, model=model) -> dict:
+            found, x, a = {}, data.inputs(batch["video"][:, 0]), batch["audio"][:, 0]
+            keys = torch.arange(2 * len(x), device=x.device).view(-1, 2)
+            for d in DROPS:
+                z = model.project(*model(x, a, batch["text"][:, :1], (d, d), keys))
+                z = [F.normalize(v, dim=-1) for v in (*z[:3], z[3][:, 0])]
+                found |= dict(zip((f"v_va {d}", f"a_va {d}", f"v_vt {d}", f"t_vt {d}"), z, strict=True))
+            return found
+
+        z = over(model, clips, dropped, how)
+        drops[f"text to video, {name}"] = [recalls(z[f"t_vt {d}"], z[f"v_vt {d}"]) for d in DROPS]
+        drops[f"video to audio, {name}"] = [recalls(z[f"v_va {d}"], z[f"a_va {d}"]) for d in DROPS]
+        if model.config.shared:
+            nodes = over(model, clips, lambda batch, model=model: activations(model, batch), how)
+            said.append(draw_activations(plt, {m: x.mean(0) for m, x in nodes.items()}, out))
+        if len(points) == 1:
+            some = torch.stack([torch.from_numpy(clips[i][0]["video"][0]) for i in range(min(2, len(clips)))])
+            with torch.no_grad():
+                share = attention(model, data.inputs(some.to(how.processes.device))).cpu()
+            said.append(draw_attention(plt, some, share, model.config.patch[0], model.config.fps, out))
+    if classes:
+        said.append(draw_classes(plt, classes, out))
+    if points:
+        said.append(draw_spaces(plt, points, out))
+    return [*said, draw_drops(plt, drops, out)]
