@@ -58,26 +58,25 @@ def over(model: torch.nn.Module, clips: data.TestDataset, forward: Callable[[dic
 
 
 def spaces(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
-    """Figure 3, two points of the model (4.2.5): the mean of a clip's tokens as the Transformer gets them, and its common spaces.
+    """Figure 3, two points of the model (4.2.5): the mean of a clip's tokens before the Transformer, and its common spaces.
 
     -> "input video", "input audio", "input text" (B, d), "va video", "va audio", "vt video", "vt text", of length 1
     """
-    b, seen, found = model.backbones, {}, {}
-    text = batch["text"][:, :1]
+    b, found = model.backbones, {}
     encode = b.encode
 
     def keep(tokens, modality, mask=None):
         weight = torch.ones(tokens.shape[:2], device=tokens.device) if mask is None else mask.float()
-        seen[f"input {modality}"] = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+        found[f"input {modality}"] = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
         return encode(tokens, modality, mask)
 
     b.encode = keep
     try:
-        z = model(data.inputs(batch["video"][:, 0]), batch["audio"][:, 0], text)
+        z = model(data.inputs(batch["video"][:, 0]), batch["audio"][:, 0], batch["text"][:, :1])
     finally:
         del b.encode
     found["va video"], found["va audio"], found["vt video"], z_t = model.project(*z)
-    return {name: F.normalize(x, dim=-1) for name, x in {**seen, **found, "vt text": z_t[:, 0]}.items()}
+    return {name: F.normalize(x, dim=-1) for name, x in {**found, "vt text": z_t[:, 0]}.items()}
 
 
 def activations(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
