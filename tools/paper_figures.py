@@ -18,7 +18,7 @@ import vatt
 from sources import official
 from sources.index import Index, held_out
 from tools import figures
-from tools.embed import Reading
+from tools.embed import Reading, over_files
 from transformer import Attention
 from weights import files
 
@@ -48,7 +48,8 @@ def held(run: Path, model: vatt.Trained) -> data.TestDataset:
 def over(model: torch.nn.Module, clips: data.TestDataset, forward: Callable[[dict], dict], how: Reading) -> dict:
     """forward(batch) of all clips with video, audio and a caption, joined: name -> (N, ...)"""
     parts: list[dict] = []
-    for batch, found, _ in vatt.over_files(model, forward, how.batches(clips, alone=True), how.processes.device, how.precision):
+    batches = how.batches(clips, shared=False)
+    for batch, found, _ in over_files(model, forward, batches, how.processes.device, how.precision):
         if batch:
             whole = batch["has_audio"] & batch["has_text"][:, 0] if "text" in batch else torch.ones(len(batch["path"])) > 0
             parts.append({name: x[whole.to(x.device)].float().cpu() for name, x in found.items()})
