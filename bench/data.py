@@ -30,10 +30,10 @@ from engine.sampling import Sampler
 from media import Media
 from media.encode import Encoder
 from sources.index import Index, Row, write
-from tools import show
+from tools import embed, show
 from vatt import tokenize
 
-SECONDS, FPS = 10, 30
+SECONDS, LONG, FPS = 10, 60, 30
 VIDEOS = {  # name: width, height, options of x264: a key frame every five seconds, as on the web
     "340x256": (340, 256, {"g": "150"}),
     "340x256 without B-frames": (340, 256, {"g": "150", "bf": "0"}),
@@ -48,7 +48,7 @@ def flags(commands, common: argparse.ArgumentParser) -> None:
     c = commands.add_parser("data", parents=[common], help="videos to clips, a core, beside other libraries; or a huge index")
     c.set_defaults(run=run)
     c.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="one clip beside other libraries, "
-                   "shards beside videos, the loader with its workers (default: all)")
+                   "shards beside videos, the loader with its workers, a search beside one pass (default: all)")
     c.add_argument("--rounds", type=count, default=15, help="timed clips of each video (default: %(default)s)")
     c.add_argument("--workers", type=count, default=os.cpu_count(), help="processes of the loader (default: one a core)")
     c.add_argument("--folder", type=Path, help="holds the videos or the index meanwhile (default: the system's)")
@@ -295,6 +295,31 @@ def loader(videos: dict[str, Path], s: data.ClipSpec, rounds: int, workers: int)
     return rows, []
 
 
+def searched(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+    """all moments of a video of a minute, 640x360, and one pass that only decodes it; "a clip" is the whole video"""
+    rows, folder = [], next(iter(videos.values())).parent.with_name("long")
+    for suffix in ("mp4", "mkv", "ts", "flv", "avi"):
+        path = video(folder / f"a.{suffix}", 640, 360, {"g": "150", "preset": "veryfast"}, LONG)
+        runs = {"moments": lambda _, path=path: moments(path, s), "one_pass": lambda _, path=path: decode_all(path)}
+        rows += compare("search", suffix, runs, math.ceil(rounds / 5), [])
+    return rows, []
+
+
+def moments(path: Path, s: data.ClipSpec) -> int:
+    """Reads all moments of a video, as `embed` does; returns how many there are"""
+    rows, _ = embed.moments(path.parent, [path.name], s.seconds, s.fps, [])
+    with tempfile.TemporaryDirectory() as folder:
+        clips = data.TestDataset([data.Source.to_test(write(Path(folder) / "index", path.parent, rows))], s)
+        return sum(views is not None for views, _ in embed.Moments(clips, 32))
+
+
+def decode_all(path: Path) -> int:
+    """Decodes all frames of a video by one thread, and does nothing with them; returns how many there are"""
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        return sum(1 for _ in container.decode(container.streams.video[0]))
+
+
 def listed(path: Path) -> Index:
     """A list that names a video eight times"""
     folder = path.with_name("list")
@@ -339,4 +364,4 @@ def report(rows: list[dict]) -> str:
     return table(["", "", "CPU a clip", "clips/s a core", "", "clips/s by the clock" if cells[0][-1] else ""], cells)
 
 
-PARTS = {"clip": clips, "packed": packed, "loader": loader}
+PARTS = {"clip": clips, "packed": packed, "loader": loader, "search": searched}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
 from engine.errors import Unreadable
@@ -67,8 +67,10 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes, workers: int 
     Raises as `train_batches`; Stopped on all processes as soon as a signal has come to one.
     """
     mine = range(processes.rank, len(clips), processes.world) if shared else range(len(clips))
+    # What is read in order, as an IterableDataset, shares itself out among workers.
+    rows = None if isinstance(clips, IterableDataset) else mine
     # Ours: the last batch counts, however small (official: it is left out).
-    loader = DataLoader(clips, batch_size=batch, sampler=mine, num_workers=workers, collate_fn=collate,
+    loader = DataLoader(clips, batch_size=batch, sampler=rows, num_workers=workers, collate_fn=collate,
                         worker_init_fn=start_worker)
     pause = 1 if sys.stderr.isatty() else 30
     with contextlib.suppress(Stopped), tqdm(total=len(mine), unit="file", leave=False, delay=pause, mininterval=pause,

@@ -96,6 +96,14 @@ def test_shards_and_the_loader_are_measured_beside_films_and_one_process(films):
     assert "1 workers: " in feeding.report(rows)
 
 
+def test_a_search_is_measured_beside_one_pass_in_every_container(films, monkeypatch):
+    monkeypatch.setattr(feeding, "LONG", 4)
+    rows, _ = feeding.searched(films, RECIPE, 1, 1)
+    assert [r["video"] for r in rows] == [suffix for suffix in ("mp4", "mkv", "ts", "flv", "avi") for _ in range(2)]
+    assert all(r["vs_one_pass"] > 0 for r in rows[::2])
+    assert {feeding.moments(path, RECIPE) for path in (films["64x48"].parent.parent / "long").iterdir()} <= {9, 10}
+
+
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(feeding, "VIDEOS", {"64x48": (64, 48, {}, 4)})
     monkeypatch.setattr(feeding, "PEERS", {})

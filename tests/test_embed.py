@@ -18,6 +18,7 @@ from runs import pretrained, refused
 import evaluate
 import vatt
 from media import Media
+from media.container import Container
 from tools import embed
 from tools.search import Moment, best_apart
 
@@ -242,3 +243,23 @@ def test_a_file_that_is_in_use_or_another_programs_is_not_written_over(run, film
         evaluate.main(["embed", str(run), str(films), str(tmp_path / "x.npz")])
     assert "is not of this program" in capsys.readouterr().err
     assert (tmp_path / "x.npz").read_bytes() == b"something else"
+
+
+def test_moments_are_the_same_with_and_without_workers_and_come_from_one_pass(run, films, tmp_path, monkeypatch):
+    film(tmp_path / "more" / "long.mp4", seconds=8)
+    film(tmp_path / "more" / "short.mp4", seconds=0.3)
+    (tmp_path / "more" / "broken.mp4").write_bytes((tmp_path / "more" / "long.mp4").read_bytes()[:3000])
+    for windows in ("1", "2"):
+        for workers in ("0", "2"):
+            evaluate.main(["embed", str(run), str(tmp_path / "more"), str(tmp_path / f"{workers}.npz"), "--seconds", "1.2",
+                           "--windows", windows, "--workers", workers, "--batch", "4"])
+        one, two = load(tmp_path / "0.npz"), load(tmp_path / "2.npz")
+        assert one["ids"].tolist() == ["long.mp4"] * 13 + ["short.mp4"]
+        assert np.array_equal(one["vectors"], two["vectors"])
+        assert np.array_equal(one["times"], two["times"])
+        for path in tmp_path.glob("*.npz"):
+            path.unlink()
+    decoded = []
+    monkeypatch.setattr(Container, "charge", lambda _, work: decoded.append(work))
+    evaluate.main(["embed", str(run), str(tmp_path / "more"), str(tmp_path / "x.npz"), "--seconds", "0.4", "--workers", "0"])
+    assert sum(work == 32 * 24 for work in decoded) <= 90                   # frames of both videos: 83

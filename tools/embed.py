@@ -7,6 +7,7 @@ A file's vector is the mean of those of its windows; it is normalised after that
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import sys
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
 import data
 import vatt
@@ -27,7 +29,7 @@ from engine.processes import Processes
 from engine.run import check_zip, hold, write_whole
 from media import Media, Unreadable
 from sources import index
-from sources.index import Row
+from sources.index import Row, starts, windows
 from sources.labelled import TYPES, Files
 
 SPACES = {"video": ("vt", "va"), "image": ("vt", "va"), "audio": ("va",), "text": ("vt",)}  # the first is taken unasked
@@ -42,7 +44,7 @@ class Reading(NamedTuple):
     precision: str = "fp32"         # of the Transformers
     timeout: float = 600            # seconds that a worker may take for a file
 
-    def batches(self, clips: data.TestDataset, shared: bool = True) -> loading.Batches:
+    def batches(self, clips: "data.TestDataset | Moments", shared: bool = True) -> loading.Batches:
         """Batches of every file once: this process's share, or all of them where they are not `shared`; as `eval_batches`"""
         return loading.eval_batches(clips, max(1, self.batch // clips.spec.views), self.processes, self.workers, self.timeout,
                                     shared)
@@ -83,7 +85,59 @@ def rows_of(model: torch.nn.Module, forward: Callable[[dict], torch.Tensor], wid
         yield rows, failed
 
 
-def vectors(model: vatt.Trained, clips: data.TestDataset, space: str,
+class Moments(IterableDataset):
+    """Moments of videos, in order: items as those of a TestDataset, but a worker decodes no part of a file twice.
+
+    clips: rows of one length, those of a video one after the other. batch: moments that a worker takes at a time.
+    """
+
+    def __init__(self, clips: data.TestDataset, batch: int):
+        self.clips, self.batch, self.spec, self.in_flight = clips, batch, clips.spec, clips.in_flight
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[tuple[dict | None, list[tuple[str, str]]]]:
+        worker = get_worker_info()
+        step, first = (self.batch * worker.num_workers, self.batch * worker.id) if worker else (self.batch, 0)
+        total = len(self.clips)
+        mine = [i for start in range(first, total, step) for i in range(start, min(start + self.batch, total))]
+        for name, group in itertools.groupby(mine, key=lambda i: self.clips.row(i)[0].name(self.clips.row(i)[1])):
+            items, done = list(group), 0
+            try:
+                for done, views in enumerate(self.views(name, items), 1):
+                    yield dict(video=views, path=name, number=items[done - 1]), []
+            except Unreadable as error:
+                yield from [(None, [(str(error.path), error.reason)])] * (len(items) - done)
+
+    def views(self, name: str, items: list[int]) -> Iterator[np.ndarray]:
+        """Of each of some moments of a video, (V, T, H, W, 3) uint8, from one pass over the file. Raises Unreadable."""
+        spec, index, rows = self.spec, self.clips.row(items[0])[0], [self.clips.row(i)[1] for i in items]
+        with self.in_flight.track(name):
+            media = Media(*index.media(rows[0]))
+        with media:
+            places = sorted((start, k) for k, row in enumerate(rows)
+                            for start in windows(*starts(index[row], media.duration, spec.seconds), spec.windows, spec.fps))
+            length = min(index[rows[0]].end - index[rows[0]].start, spec.seconds)
+            frames = max(1, math.floor(length * spec.fps + 1e-6))
+            given = media.clips([start for start, _ in places], frames, spec.fps, central_square, (spec.size, spec.size))
+            made: dict[int, list[np.ndarray]] = {}
+            done = 0
+            for _, k in places:
+                with self.in_flight.track(name):
+                    made.setdefault(k, []).append(next(given)[np.arange(spec.frames) % frames])
+                while len(made.get(done, ())) == spec.windows:
+                    yield np.stack(made.pop(done))
+                    done += 1
+
+
+def central_square(width: int, height: int) -> tuple[float, float, float, float]:
+    """The box of the largest square in the middle of a frame"""
+    x, y = (1 - min(width, height) / width) / 2, (1 - min(width, height) / height) / 2
+    return x, y, 1 - x, 1 - y
+
+
+def vectors(model: vatt.Trained, clips: data.TestDataset | Moments, space: str,
             how: Reading) -> Iterator[tuple[torch.Tensor, list[tuple[str, str]]]]:
     """`rows_of` vectors of length 1"""
     modality, = clips.spec.modalities
@@ -119,7 +173,7 @@ def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
     if out.suffix != ".npz":
         raise ValueError(f"{out}: the name of the file to write ends in .npz")
     model = vatt.load_as(vatt.Trained, run).to(processes.device)
-    kind, root, rows, ids, problems = contents(source, wanted.kind, wanted.seconds)
+    kind, root, rows, ids, problems = contents(source, wanted.kind, wanted.seconds, model.config.fps)
     space = wanted.space or SPACES[kind][0]
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
@@ -139,7 +193,11 @@ def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
         else:
             listed = index.write(Path(scratch) / "index", root, rows)
             spec = model.spec("audio" if kind == "audio" else "video", windows)  # an image is a video that stands still
-            parts = lambda left: vectors(model, data.TestDataset([data.Source(listed, left)], spec), space, how)
+            in_one_pass = wanted.seconds and kind == "video"
+
+            def parts(left: np.ndarray) -> Iterator:
+                clips = data.TestDataset([data.Source(listed, left)], spec)
+                return vectors(model, Moments(clips, max(1, how.batch // spec.views)) if in_one_pass else clips, space, how)
         with resumed(out, key, len(ids), width, parts, processes) as (table, failed):
             problems += [printable(f"{path}: {reason}") for path, reason in failed]
             if processes.first:
@@ -153,7 +211,8 @@ def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
                 print(f"{out}: ids and vectors ({good.sum()} x {width}); {(~good).sum()} could not be read")
 
 
-def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str, Path, list[Row], list[str], list[str]]:
+def contents(source: Path, kind: str | None, seconds: float | None,
+             fps: float) -> tuple[str, Path, list[Row], list[str], list[str]]:
     """A folder, a media file or a text file -> (kind, the folder that the rows lie in, rows, their ids in order, problems)"""
     problems: list[str] = []
     if source.is_file() and source.suffix.lower() not in TYPES:
@@ -164,7 +223,7 @@ def contents(source: Path, kind: str | None, seconds: float | None) -> tuple[str
     root, paths = files_in(source, problems)
     kind, paths = of_kind(source, paths, kind, problems)
     if seconds and kind == "video":
-        return kind, root, *moments(root, paths, seconds, problems), problems
+        return kind, root, *moments(root, paths, seconds, fps, problems), problems
     return kind, root, [Row(path, 0.0, math.inf, []) for path in paths], paths, problems
 
 
@@ -192,8 +251,11 @@ def of_kind(source: Path, paths: list[str], kind: str | None, problems: list[str
     return kind, chosen
 
 
-def moments(source: Path, paths: list[str], seconds: float, problems: list[str]) -> tuple[list[Row], list[str]]:
-    """Videos in parts of `seconds` that overlap by half, the last one at the end; ids are the videos' paths"""
+def moments(source: Path, paths: list[str], seconds: float, fps: float, problems: list[str]) -> tuple[list[Row], list[str]]:
+    """Videos in parts of `seconds` that overlap by half, the last one at the end; ids are the videos' paths.
+
+    They begin on whole frames, `fps` of them a second, so that those that overlap show the same frames.
+    """
     items, ids = [], []
     for path in paths:
         try:
@@ -203,8 +265,8 @@ def moments(source: Path, paths: list[str], seconds: float, problems: list[str])
             problems.append(f"{printable(path)}: {e.reason}")
             continue
         steps = min(math.ceil(2 * last / seconds), os.path.getsize(source / path))  # a length may be a lie
-        items += [Row(path, start, start + seconds, [])
-                  for start in (last * i / max(1, steps) for i in range(steps + 1))]
+        begins = windows(0.0, last, max(1, steps) + 1, fps)[:steps + 1]
+        items += [Row(path, start, start + seconds, []) for start in begins]
         ids += [path] * (steps + 1)
     if not items:
         raise ValueError(f"none of the {len(paths)} videos below {source} can be read, first {problems[-1]}")
