@@ -79,7 +79,7 @@ class ClipSpec(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One of the data sets of a mixture: its index, the rows held out of training (numbers, ascending), its share of slots."""
+    """A data set: its index, the rows (ascending) that are held out of training and tested on, its share of the slots."""
 
     index: Index
     held: np.ndarray
@@ -90,12 +90,12 @@ class Source(NamedTuple):
 
     @classmethod
     def to_train(cls, index: Index) -> "Source":
-        """All rows are to train on."""
+        """A source of which no row is held out."""
         return cls(index, np.empty(0, np.int64))
 
     @classmethod
     def to_test(cls, index: Index) -> "Source":
-        """All rows are to test on."""
+        """A source all of whose rows are held out."""
         return cls(index, np.arange(len(index)))
 
 
@@ -105,14 +105,14 @@ class Source(NamedTuple):
 class ClipDataset(Dataset):
     """What clips to train on and to test on share: where they come from, and what goes with them.
 
-    vocabulary: of the captions, or None. classes: how many the labels count. numbers: those that a model knows them by.
+    vocabulary: of the captions, or None. classes: how many there are.
     skip: files that have killed workers.
     """
 
-    def __init__(self, sources: list[Source], spec: ClipSpec, vocabulary=None, classes: int = 0, numbers=None,
+    def __init__(self, sources: list[Source], spec: ClipSpec, vocabulary=None, classes: int = 0,
                  skip: frozenset[str] = frozenset()):
         self.sources, self.spec, self.vocabulary = sources, spec, vocabulary
-        self.classes, self.numbers = classes, numbers or range(classes)
+        self.classes = classes
         self.reader, self.in_flight = reader(spec.size, spec.fps, spec.rate, spec.cache), InFlight(skip=skip)
 
     def meaning(self, row: Row, start: float) -> dict:
@@ -122,7 +122,7 @@ class ClipDataset(Dataset):
             found["text"], found["has_text"] = captions(row, start, self.spec, self.vocabulary)
         if self.classes:
             found["labels"] = np.zeros(self.classes, np.float32)
-            found["labels"][[self.numbers[k] for k in row.labels]] = 1
+            found["labels"][list(row.labels)] = 1
         return found
 
 

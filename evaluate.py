@@ -64,7 +64,7 @@ def retrieval_chance(n: int) -> dict[str, float]:
 
 
 def ranks(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The rank of the right column in each row, from 1: one more than those that are not below it.  (N, C), (N,) -> (N,)"""
+    """The rank of the right column in each row: how many scores are not below it, its own counted.  (N, C), (N,) -> (N,)"""
     # Ours: ties rank last (official: an unstable sort, so that ties fall as they may).
     match = scores.gather(1, right.to(scores.device)[:, None])
     return (~(scores < match)).sum(1)

@@ -169,7 +169,7 @@ def datasets(args: argparse.Namespace, run: Run, processes: Processes) -> tuple:
     words = vocabulary(args, run, train, processes)
     processes.agree({f"source {i} of --data, in rows and their checksum,": (len(s.index), zlib.crc32(s.index.data["hashes"]))
                      for i, s in enumerate(train)})
-    c = vatt.PRESETS[args.preset]
+    c = start(args.init, args.preset)
     spec = data.ClipSpec(frames=args.frames, fps=args.fps, size=args.size, rate=args.rate, captions=c.captions, words=c.words,
                          area=args.area, colour=args.colour, noise=args.noise, cache=args.cache, control=args.control)
     sampler = Sampler([len(s) for s in train], [s.weight for s in train], args.batch, args.seed)
@@ -292,9 +292,9 @@ def main(argv: list[str] | None = None) -> None:
         training = loop.Training(run, processes, args, model, optimizer, state, model.config.to_json())
     introduce(args, processes, model, clips, held_out, words, training.first, waiting)
 
-    def recall() -> dict:
-        scores = loading.eval_batches(held_out, loading.HELD_OUT, processes, args.workers, args.timeout)
-        return retrieval(model, scores, processes, args.precision)
+    def score_held_out() -> dict:
+        batches = loading.eval_batches(held_out, loading.HELD_OUT, processes, args.workers, args.timeout)
+        return retrieval(model, batches, processes, args.precision)
 
     batches = loading.train_batches(clips, args.batch, processes, training.first, args.steps, args.workers, args.timeout)
     with loop.explained(run), training:
@@ -306,12 +306,12 @@ def main(argv: list[str] | None = None) -> None:
                 optimizer.step()
             if training.due():
                 with training.evaluation():
-                    row["held_out"] = {task: scores["R@10"] for task, scores in recall().items()
+                    row["held_out"] = {task: scores["R@10"] for task, scores in score_held_out().items()
                                        if task in TASKS and scores["N"]}
             training.log(row, summary(row, args.batch))
             training.save()
         with training.evaluation():
-            results = recall()
+            results = score_held_out()
         finish(args, run, processes, model, results, training.bad)
 
 
