@@ -35,7 +35,7 @@ MOST = 300                       # files that a figure reads
 
 def held(run: Path, model: vatt.Trained) -> data.TestDataset:
     """The middle clips of the videos that a run of pretrain.py held out, at most MOST, with all modalities."""
-    folders = sorted((run / "index").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    folders = sorted((run / "index").glob("*"))                   # the sources by number, then val
     if not folders:
         raise ValueError(f"{run} has no index of the videos that it held out: name a run of pretrain.py")
     saved = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
