@@ -105,14 +105,14 @@ class Source(NamedTuple):
 class ClipDataset(Dataset):
     """What clips to train on and to test on share: where they come from, and what goes with them.
 
-    vocabulary: of the captions, or None. classes: how many there are.
+    vocabulary: of the captions, or None. classes: how many the labels count. numbers: those that a model knows them by.
     skip: files that have killed workers.
     """
 
-    def __init__(self, sources: list[Source], spec: ClipSpec, vocabulary=None, classes: int = 0,
+    def __init__(self, sources: list[Source], spec: ClipSpec, vocabulary=None, classes: int = 0, numbers=None,
                  skip: frozenset[str] = frozenset()):
         self.sources, self.spec, self.vocabulary = sources, spec, vocabulary
-        self.classes = classes
+        self.classes, self.numbers = classes, numbers or range(classes)
         self.reader, self.in_flight = reader(spec.size, spec.fps, spec.rate, spec.cache), InFlight(skip=skip)
 
     def meaning(self, row: Row, start: float) -> dict:
@@ -122,7 +122,7 @@ class ClipDataset(Dataset):
             found["text"], found["has_text"] = captions(row, start, self.spec, self.vocabulary)
         if self.classes:
             found["labels"] = np.zeros(self.classes, np.float32)
-            found["labels"][list(row.labels)] = 1
+            found["labels"][[self.numbers[k] for k in row.labels]] = 1
         return found
 
 

@@ -75,10 +75,10 @@ def refused(main, argv: list[str], capsys, code: int = 2) -> str:
     return errors[0]
 
 
-def clips_to_test(rows, classes: int, spec: data.ClipSpec, at=None) -> data.TestDataset:
+def clips_to_test(rows, classes: int, spec: data.ClipSpec, numbers=None, at=None) -> data.TestDataset:
     """All views of the rows of an index, or of those `at`"""
     source = data.Source.to_test(rows) if at is None else data.Source(rows, at)
-    return data.TestDataset([source], spec, classes=classes)
+    return data.TestDataset([source], spec, classes=classes, numbers=numbers)
 
 
 def clips_to_train(rows, classes: int, spec: data.ClipSpec, batch: int, seed: int = 0) -> data.TrainDataset:

@@ -105,7 +105,7 @@ def test_a_short_file_that_claims_days_has_few_moments(tmp_path):
     real = Media.duration
     try:
         Media.duration = property(lambda self: 999_999.0)
-        rows, _ = embed.moments(tmp_path, ["a.mp4"], 0.4, [])
+        rows, _ = embed.moments(tmp_path, ["a.mp4"], 0.4, 10.0, [])
     finally:
         Media.duration = real
     assert len(rows) <= path.stat().st_size + 1
@@ -120,14 +120,18 @@ def test_a_short_file_that_claims_days_has_few_moments(tmp_path):
 def test_a_worker_that_dies_or_hangs_is_one_line_that_names_the_file(tmp_path, videos, monkeypatch, capsys, command, signal_):
     (videos / "labels.csv").write_text("path,label,split\n" + "".join(f"0{i}.mp4,{'ab'[i % 2]},val\n" for i in range(4)))
     (videos / "captions.csv").write_text("path,caption\n" + "".join(f"0{i}.mp4,red\n" for i in range(4)))
-    real, handler, main = Media.video, signal.getsignal(signal.SIGCHLD), os.getpid()
+    video, clips, handler, main = Media.video, Media.clips, signal.getsignal(signal.SIGCHLD), os.getpid()
 
-    def dies(self, *args, **more):
+    def dies(self):
         if "02.mp4" in str(self.path) and os.getpid() != main:
             os.kill(os.getpid(), signal_)
-        return real(self, *args, **more)
 
-    monkeypatch.setattr(Media, "video", dies)
+    def dying_clips(self, *args, **more):
+        dies(self)
+        yield from clips(self, *args, **more)
+
+    monkeypatch.setattr(Media, "video", lambda self, *args, **more: (dies(self), video(self, *args, **more))[1])
+    monkeypatch.setattr(Media, "clips", dying_clips)
     words = command.format(trained=pretrained(tmp_path / "trained"), run=finetuned(tmp_path / "run", "video", ["a", "b"]),
                            videos=videos, out=tmp_path).split()
     began = time.monotonic()

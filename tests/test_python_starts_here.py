@@ -38,7 +38,7 @@ def start(*command, cwd=ROOT, stdin="", **environment):
     """Runs Python (or the program of a path) to a good end; what it printed"""
     program = command if isinstance(command[0], Path) else (sys.executable, *command)
     done = subprocess.run(program, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, **environment})  # fmt: skip
+                          env={**os.environ, "PYTEST_ADDOPTS": "", **environment})  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -81,8 +81,9 @@ def test_an_image_is_one_frame(tmp_path):
     assert clips_to_train(items, 1, spec, 2)[0, 0][0]["image"].shape == (20, 20, 3)
 
 
-def test_several_classes_are_several_ones(films, tmp_path):
+def test_several_classes_are_several_ones_and_have_the_numbers_that_the_model_knows_them_by(films, tmp_path):
     items = index.write(tmp_path / "index", films.root, [films[0]._replace(labels=(0, 4))])
+    assert clips_to_test(items, 5, SPEC, numbers=[3, 0, 1, 2, 4])[0][0]["labels"].tolist() == [0, 0, 0, 1, 1]
     assert clips_to_test(items, 5, SPEC)[0][0]["labels"].tolist() == [1, 0, 0, 0, 1]
 
 
