@@ -314,6 +314,14 @@ def figures_command(args: argparse.Namespace, how: embed.Reading) -> None:
         print(line)
 
 
+def embed_command(args: argparse.Namespace, how: embed.Reading) -> None:
+    """Vectors of files or sentences by a run of pretrain.py, written to an .npz (Section A.3.3)"""
+    if args.out.suffix != ".npz":
+        raise ValueError(f"{args.out}: the name of the file to write ends in .npz")
+    model = vatt.load_as(vatt.Trained, args.run).to(how.processes.device)
+    embed.embed(model, embed.Wanted(args.source, args.kind, args.space, args.seconds, args.windows), args.out, how)
+
+
 def source(args, part: int, processes: Processes) -> Labelled:
     """Loads a data set and says how much of its test is there; the list of what is not is written beside the run"""
     text, out, problems = args.data, args.out, []
@@ -390,9 +398,7 @@ def flags() -> argparse.ArgumentParser:
     c.add_argument("--fps", type=positive, help="frames per second (default: 12.5 for YouCook2, MSR-VTT, else the run's own)")
     c.add_argument("--out", type=Path, help="folder for evaluate.json (default: the run)")
     outside(c)
-    c = command(lambda args, how: embed.embed(args.run, embed.Wanted(args.source, args.kind, args.space, args.seconds,
-                                                                     args.windows), args.out, how), "embed",
-                "vectors of all files of a folder, or of all lines of a text file, in one .npz",
+    c = command(embed_command, "embed", "vectors of all files of a folder, or of all lines of a text file, in one .npz",
                 source="a folder of videos, audio or images, one of them, or a text file", out="the .npz to write")
     c.add_argument("--kind", choices=("video", "audio", "image", "text"), help="of files (default: what most are)")
     c.add_argument("--space", choices=("vt", "va"), help="common space (default: vt, with text; audio has only va)")

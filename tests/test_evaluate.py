@@ -97,7 +97,7 @@ def work(rank, world, folder, films):
     args = evaluate.flags().parse_args(argv)
     how = embed.Reading(processes, 4)
     evaluate.retrieve_command(args, how)
-    embed.embed(trained, embed.Wanted(films, "video", "vt", windows=2), folder / "2.npz", how)
+    embed.embed(vatt.load(trained), embed.Wanted(films, "video", "vt", windows=2), folder / "2.npz", how)
     processes.end()
 
 
@@ -123,7 +123,8 @@ def test_two_processes_score_what_one_scores(films, tmp_path):
     evaluate.main(["retrieve", str(trained), str(tmp_path / "captions.csv"), "--allow-outside"])
     assert json.loads((trained / "evaluate.json").read_text()) == two
     assert two["retrieve_captions"]["N"] == 7
-    embed.embed(trained, embed.Wanted(films, "video", "vt", windows=2), tmp_path / "1.npz", embed.Reading(Processes(), 4))
+    wanted = embed.Wanted(films, "video", "vt", windows=2)
+    embed.embed(vatt.load(trained), wanted, tmp_path / "1.npz", embed.Reading(Processes(), 4))
     one, two = (embed.read(tmp_path / f"{n}.npz") for n in (1, 2))
     assert one["ids"].tolist() == two["ids"].tolist()
     assert len(one["ids"]) == 14

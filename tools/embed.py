@@ -163,16 +163,13 @@ class Wanted(NamedTuple):
     windows: int | None = None      # of a file, 4 unasked, or of a moment, 1
 
 
-def embed(run: Path, wanted: Wanted, out: Path, how: Reading) -> None:
+def embed(model: vatt.Trained, wanted: Wanted, out: Path, how: Reading) -> None:
     """Write `out`: ids (N,), vectors (N, d) of length 1, times (N, 2) in seconds, space, kind, source, unreadable (M,).
 
     Of a folder, ids are the paths of its files in order; of a text file, its lines. What is done stays beside `out` until all
     is, so that the same command goes on. ValueError, with the remedy, for what cannot be.
     """
     processes, source = how.processes, wanted.source
-    if out.suffix != ".npz":
-        raise ValueError(f"{out}: the name of the file to write ends in .npz")
-    model = vatt.load_as(vatt.Trained, run).to(processes.device)
     kind, root, rows, ids, problems = contents(source, wanted.kind, wanted.seconds, model.config.fps)
     space = wanted.space or SPACES[kind][0]
     if space not in SPACES[kind]:

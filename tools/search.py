@@ -70,7 +70,7 @@ def search(args, how: Reading) -> None:
             read(table)
         except ValueError:  # torn: it is made anew
             table.unlink()
-    embed(args.run, Wanted(source, "video", "vt", model.config.frames / model.config.fps, 1), table, how)
+    embed(model, Wanted(source, "video", "vt", model.config.frames / model.config.fps, 1), table, how)
     if not how.processes.first:
         return
     found = read(table)
