@@ -115,11 +115,11 @@ class ClipDataset(Dataset):
         self.classes, self.numbers = classes, numbers or range(classes)
         self.reader, self.in_flight = reader(spec.size, spec.fps, spec.rate, spec.cache), InFlight(skip=skip)
 
-    def meaning(self, row: Row, start: float) -> dict:
+    def text_and_labels(self, row: Row, start: float) -> dict:
         """What is said around a clip that begins at `start`, as word ids, and its labels."""
         found = {}
         if "text" in self.spec.modalities:
-            found["text"], found["has_text"] = captions(row, start, self.spec, self.vocabulary)
+            found["text"], found["has_text"] = caption_ids(row, start, self.spec, self.vocabulary)
         if self.classes:
             found["labels"] = np.zeros(self.classes, np.float32)
             found["labels"][[self.numbers[k] for k in row.labels]] = 1
@@ -161,7 +161,7 @@ class TrainDataset(ClipDataset):
                 clip |= read_clip(media, row, start, s._replace(modalities=("audio", "text")), WHOLE)
         if s.noise and clip.get("has_audio"):
             clip["audio"] = audio_noise(clip["audio"], rng, s.noise)
-        clip |= self.meaning(index[other] if s.control == "captions" else row, start)
+        clip |= self.text_and_labels(index[other] if s.control == "captions" else row, start)
         towers = [modality for modality in s.modalities if modality != "text"]
         return clip | dict(flip=bool(rng.random() < s.flip), colour=colour_draws(rng, s.colour),
                            keys=rng.integers(2**62, size=len(towers)),
@@ -202,7 +202,7 @@ class TestDataset(ClipDataset):
         try:
             with self.in_flight.track(name), self.reader.open(*index.media(number)) as media:
                 start, views = self.views(media, row, number)
-                views |= self.meaning(row, start)
+                views |= self.text_and_labels(row, start)
         except Unreadable as e:
             return None, [(str(e.path), e.reason)]
         return views | dict(path=name, number=i), []
@@ -244,7 +244,7 @@ def random_start(rng: np.random.Generator, row: Row, duration: float, s: ClipSpe
     return first + int(rng.integers(math.floor((last - first) * s.fps + 1e-6) + 1)) / s.fps
 
 
-def captions(row: Row, start: float, s: ClipSpec, vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def caption_ids(row: Row, start: float, s: ClipSpec, vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """The K captions nearest in time to the clip (Eq. 5), the nearest first -> ids (K, L) int64, which are there (K,) bool"""
     text = np.zeros((s.captions, s.words), np.int64)
     near = nearest([(c.start, c.end) for c in row.captions], start, start + s.seconds, s.captions)
@@ -352,31 +352,24 @@ def audio_noise(wave: np.ndarray, rng: np.random.Generator, strength: float = 0.
     return wave + np.float32(deviation) * rng.standard_normal(wave.shape, np.float32)
 
 
-def inputs(x: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tensor | None = None) -> torch.Tensor:
-    """Clips as the model takes them: frames and images in [-1, 1], flipped and coloured; waveforms as they are.
+def augment(x: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tensor | None = None) -> torch.Tensor:
+    """Clips as the model takes them (A.2.1): frames and images uint8 -> [-1, 1] float32; waveforms as they are.
 
-    (B, ...) -> (B, ...) float32
+    x: (B, T, H, W, 3), (B, H, W, 3) or (B, S). flip: (B,) bool; colour: (B, 5), rows of `colour_draws`.
     """
     if x.dtype != torch.uint8:
         return x
-    return augment(x if x.dim() == 5 else x[:, None], flip, colour).view(x.shape)
-
-
-def augment(video: torch.Tensor, flip: torch.Tensor | None = None, colour: torch.Tensor | None = None) -> torch.Tensor:
-    """Clips as the model takes them (A.2.1): (B, T, H, W, 3) uint8 -> float32 in [-1, 1].
-
-    flip: (B,) bool; colour: (B, 5).
-    """
-    out = torch.empty(video.shape, dtype=torch.float32, device=video.device)
+    video = x if x.dim() == 5 else x[:, None]
+    out = torch.empty(video.shape, dtype=torch.float32, device=x.device)
     for i in range(0, len(video), AT_ONCE):
-        x = video[i:i + AT_ONCE]
+        part = video[i:i + AT_ONCE]
         if flip is not None:
-            x = torch.where(_each(flip[i:i + AT_ONCE], x), x.flip(3), x)
-        x = x / 255.0
+            part = torch.where(_each(flip[i:i + AT_ONCE], part), part.flip(3), part)
+        part = part / 255.0
         if colour is not None:
-            x = jitter(x, colour[i:i + AT_ONCE])
-        out[i:i + AT_ONCE] = x.mul_(2).sub_(1)
-    return out
+            part = jitter(part, colour[i:i + AT_ONCE])
+        out[i:i + AT_ONCE] = part.mul_(2).sub_(1)
+    return out.view(x.shape)
 
 
 def jitter(x: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:

@@ -166,7 +166,7 @@ def retrieval(model: vatt.VATT, batches: Batches, processes: Processes, precisio
     batches: of a `data.TestDataset` with one view, each process its own; every clip counts once with any number of processes.
     """
     dtype = model.heads.dtype
-    first = lambda batch: (data.inputs(batch["video"][:, 0]).to(dtype), batch["audio"][:, 0].to(dtype), batch["text"][:, :1])
+    first = lambda batch: (data.augment(batch["video"][:, 0]).to(dtype), batch["audio"][:, 0].to(dtype), batch["text"][:, :1])
     rows, failed = [], []
     for batch, z, bad in embed.over_files(model, lambda batch: model(*first(batch)), batches, processes.device, precision):
         failed += bad
@@ -229,7 +229,7 @@ def score(model, scores: torch.Tensor, targets: torch.Tensor, failed: list, per_
 def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
     """Scores of a run of finetune.py on a data set, tables of its classes and of the files, its confusion matrix."""
     processes = how.processes
-    model = vatt.load_as(vatt.Classifier, args.run).to(processes.device)
+    model = vatt.load(args.run, vatt.Classifier).to(processes.device)
     model.precision = how.precision
     saved = Run(files.folder(args.run)).read_config()["settings"]
     trained = saved.get("part") if isinstance(saved.get("part"), int) else 1
@@ -275,7 +275,7 @@ def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
 def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     """Zero-shot retrieval of videos, or of parts of them, by their captions (Section A.3.3)."""
     processes = how.processes
-    model = vatt.load_as(vatt.Trained, args.run).to(processes.device)
+    model = vatt.load(args.run, vatt.Trained).to(processes.device)
     found = source(args, 1, processes)
     if found.classes:
         raise ValueError(f"{args.data} has classes, not captions: python evaluate.py classify takes it")
@@ -318,7 +318,7 @@ def embed_command(args: argparse.Namespace, how: embed.Reading) -> None:
     """Vectors of files or sentences by a run of pretrain.py, written to an .npz (Section A.3.3)"""
     if args.out.suffix != ".npz":
         raise ValueError(f"{args.out}: the name of the file to write ends in .npz")
-    model = vatt.load_as(vatt.Trained, args.run).to(how.processes.device)
+    model = vatt.load(args.run, vatt.Trained).to(how.processes.device)
     embed.embed(model, embed.Wanted(args.source, args.kind, args.space, args.seconds, args.windows), args.out, how)
 
 

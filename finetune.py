@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import evaluate
 import losses
 import vatt
-from data import AREA, COLOUR, ClipSpec, Source, TestDataset, TrainDataset, inputs
+from data import AREA, COLOUR, ClipSpec, Source, TestDataset, TrainDataset, augment
 from engine import arguments, loading, loop
 from engine.errors import Problems, fail, keep_speaking, printable, user_errors
 from engine.processes import Processes
@@ -398,7 +398,7 @@ def preview(task: Task) -> dict:
 def gradients(net: nn.Module, batch: dict, step: int, task: Task) -> torch.Tensor:
     """The loss, a scalar, over all processes; its gradients are left in the model, chunk by chunk where --chunk says so."""
     s, processes, dtype = task.settings, task.processes, task.model.dtype
-    x, y = inputs(batch[task.model.kind], batch["flip"], batch["colour"]), batch["labels"].to(dtype)
+    x, y = augment(batch[task.model.kind], batch["flip"], batch["colour"]), batch["labels"].to(dtype)
     if s.mixup:
         x, y = losses.mixup(x, y, batch["mix"])
     weight = losses.balance(y, processes.add(y.sum(0))) if s.balance and task.data.multi else torch.ones_like(y[:, 0])

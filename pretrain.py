@@ -323,7 +323,7 @@ def build(args: argparse.Namespace, run: Run, words: vatt.tokenize.Vocabulary, p
                                           **{name: getattr(args, name) for name in names}))
     state = run.newest()
     if args.init and not state:
-        vatt.initialise(model, words, Path(args.init))
+        vatt.start_from(model, Path(args.init), words)
     return loop.configure(model, args, processes.device), state
 
 

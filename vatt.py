@@ -292,7 +292,7 @@ def read_file(path: str | Path, spec: data.ClipSpec) -> torch.Tensor:
 
 def each_view(function: Callable, x: torch.Tensor) -> torch.Tensor:
     """`function` of each view, as the model takes it.  (B, V, ...) -> (B, V, ...)"""
-    return function(data.inputs(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+    return function(data.augment(x.flatten(0, 1))).unflatten(0, x.shape[:2])
 
 
 class Classifier(nn.Module):
@@ -353,7 +353,7 @@ class Classifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights"""
+        """That of the weights"""
         return next(self.parameters()).dtype
 
     def spec(self, windows: int | None = None, crops: int | None = None) -> data.ClipSpec:
@@ -385,15 +385,22 @@ def resize_table(table: torch.Tensor, n: int) -> torch.Tensor:
     return x[0, :, :, 0].T.to(table.dtype).contiguous()
 
 
-def load(run: str | Path) -> "Trained | Classifier":
+def load(run: str | Path, kind: type | None = None) -> "Trained | Classifier":
     """The model of a run, in eval mode: of pretrain.py one that embeds, of finetune.py a classifier; its last checkpoint.
 
-    run: a folder, or its model.safetensors, best.pt or checkpoint, beside config.json (and vocabulary.txt). Raises
-    ValueError where `run` is none, or its weights are of another model.
+    run: a folder, or its model.safetensors, best.pt or checkpoint, beside config.json (and vocabulary.txt). kind: Trained or
+    Classifier, where only one of them will do. Raises ValueError where `run` is none, or of the other kind, or its weights are
+    of another model.
     """
     run = Path(run)
     folder = files.folder(run)
-    config, weights = read_config(run, str(folder)), files.of_run(run)
+    config = read_config(run, str(folder))
+    fine_tuned = "classes" in config["model"]
+    if kind is Trained and fine_tuned:
+        raise ValueError(f"{run} is fine-tuned for classes and has no common space: name the run that it started from")
+    if kind is Classifier and not fine_tuned:
+        raise ValueError(f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
+    weights = files.of_run(run)
     try:
         with torch.device("meta"):  # a config may claim any size: nothing is built before the weights are seen to be of it
             claimed = build(config)
@@ -401,7 +408,7 @@ def load(run: str | Path) -> "Trained | Classifier":
         raise ValueError(f"{folder / 'config.json'} describes no model of this program ({e})") from None
     check_weights(claimed, weights, str(run))
     model = build(config)
-    if isinstance(model, Trained):
+    if not fine_tuned:
         model.vocabulary = vocabulary(run)
         if len(model.vocabulary) > model.config.vocabulary:
             raise ValueError(f"{folder / 'vocabulary.txt'} has more words than the model: it is another run's")
@@ -427,16 +434,6 @@ def vocabulary(run: Path) -> "tokenize.Vocabulary":
     return variant.vocabulary.load(files.folder(run) / "vocabulary.txt")
 
 
-def load_as(kind: type, run: Path) -> "Trained | Classifier":
-    """`load` of a run of this kind; ValueError, with the command that makes or takes it, for one of the other."""
-    fine_tuned = "classes" in read_config(run, str(run))["model"]
-    if fine_tuned != (kind is Classifier):
-        raise ValueError(f"{run} is fine-tuned for classes and has no common space: name the run that it started from"
-                         if fine_tuned else
-                         f"{run} is pre-trained and has no classifier: python finetune.py --init {run} trains one")
-    return load(run)
-
-
 def read_config(run: Path, what: str) -> dict:
     """config.json of a run, which may be named by a file of weights; ValueError, about `what`, where there is none"""
     folder = files.folder(run)
@@ -453,42 +450,29 @@ def pretrained(run: Path) -> tuple[Config, str]:
     return Config.from_json(saved["model"].get("config", saved["model"])), saved["settings"].get("preset") or "demo"
 
 
-def start_from(model: Classifier, run: Path) -> None:
-    """Gives the backbone the weights of a pre-trained run; position tables of other sizes are resized (Section A.2.5).
+def start_from(model: "VATT | Classifier", run: Path, words: "tokenize.Vocabulary | None" = None) -> None:
+    """Gives a model the weights of a run, of which a classifier takes those of its backbone.
 
-    Raises ValueError where the run has no such backbone, or one of another shape.
-    """
-    own, start = model.backbone.state_dict(), {}
-    for name, weight in files.of_run(run).items():
-        prefix, _, name = name.partition(".")
-        if prefix in ("backbones", "backbone") and name in own:
-            start[name] = weight
-    if ("W_ap" if model.kind == "audio" else "W_vp") not in start:
-        raise ValueError(f"--init {run} has no {model.kind} backbone: name a run of pretrain.py, or of this task")
-    if model.kind == "image":
-        # Official: an image stands at the first place in time (the paper is silent).
-        start["e_temporal"] = start["e_temporal"][:1]
-    resize_tables(start, own)
-    load_weights(model.backbone, start, f"--init {run}")
-
-
-def initialise(model: VATT, words: "tokenize.Vocabulary", run: Path) -> None:
-    """Starts `model`, whose vocabulary is `words`, from the weights of a run.
-
-    Position tables of other sizes are resized (Section A.2.5); words are found by their spelling, new ones start at random.
+    Position tables of other sizes are resized (Section A.2.5). words: the vocabulary of the model; its words are found in the
+    run's by their spelling, and new ones start at random. Raises ValueError where the weights are not of such a model.
     """
     start, own = files.of_run(run), model.state_dict()
-    known = vocabulary(run)
-    ids = torch.tensor([known.ids.get(word, -1) for word in words.words])
-    name = "backbones.W_tp"
-    if name in start and start[name].shape[1:] == own[name].shape[1:]:
-        start[name] = torch.where((ids >= 0)[:, None], start[name][ids.clamp(min=0)], own[name])
-    resize_tables(start, own)
-    load_weights(model, start, f"--init {run}")
-
-
-def resize_tables(start: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
-    """Gives the position tables of the weights `start` as many places as those of `own`, in place (Section A.2.5)."""
+    if isinstance(model, Classifier):
+        model, kind = model.backbone, model.kind
+        own = model.state_dict()
+        of_backbone = {name.partition(".")[2]: w for name, w in start.items() if name.startswith(("backbones.", "backbone."))}
+        start = {name: w for name, w in of_backbone.items() if name in own}
+        if ("W_ap" if kind == "audio" else "W_vp") not in start:
+            raise ValueError(f"--init {run} has no {kind} backbone: name a run of pretrain.py, or of this task")
+        if kind == "image":
+            # Official: an image stands at the first place in time (the paper is silent).
+            start["e_temporal"] = start["e_temporal"][:1]
+    same = lambda name: name in start and start[name].shape[1:] == own[name].shape[1:]
+    if words and same("backbones.W_tp"):
+        known, table = vocabulary(run), start["backbones.W_tp"]
+        ids = torch.tensor([known.ids.get(word, -1) for word in words.words])
+        start["backbones.W_tp"] = torch.where((ids >= 0)[:, None], table[ids.clamp(min=0)], own["backbones.W_tp"])
     for name in own:
-        if name.split(".")[-1].startswith("e_") and name in start and start[name].shape[1:] == own[name].shape[1:]:
+        if name.split(".")[-1].startswith("e_") and same(name):
             start[name] = resize_table(start[name], len(own[name]))
+    load_weights(model, start, f"--init {run}")

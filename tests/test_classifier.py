@@ -9,7 +9,7 @@ from torch.testing import assert_close
 import vatt
 from engine.run import Run
 from transformer import Size
-from vatt import Classifier, load, load_as, pretrained, start_from
+from vatt import Classifier, load, pretrained, start_from
 from weights import files
 
 SMALL = Size(2, 32, 64, 2)
@@ -119,7 +119,7 @@ def test_a_run_without_the_backbone_that_the_task_needs_is_refused_in_one_line(r
     with pytest.raises(ValueError, match="is no run"):
         pretrained(tmp_path / "nothing")
     with pytest.raises(ValueError, match="has no classifier"):
-        load_as(Classifier, run)
+        load(run, Classifier)
 
 
 def test_what_is_loaded_says_what_was_saved(tmp_path):

@@ -95,7 +95,7 @@ def test_a_film_without_sound_is_marked_and_kept(plain):
 
 def test_the_captions_nearest_in_time_come_first_and_the_rest_are_missing(root):
     row = index.Row("00.mp4", 0.0, float("inf"), layouts.captions.read(root / "00.csv", []))
-    text, has = data.captions(row, 0.9, SPEC, WORDS)
+    text, has = data.caption_ids(row, 0.9, SPEC, WORDS)
     assert has.tolist() == [True, True, False, False, False]
     assert text[0].tolist() == WORDS.encode("number0 goes on", 6)
     assert text[1].tolist() == WORDS.encode("film number0 begins", 6)
@@ -104,7 +104,7 @@ def test_the_captions_nearest_in_time_come_first_and_the_rest_are_missing(root):
 
 def test_a_caption_without_a_known_word_counts_as_missing():
     row = index.Row("a", 0.0, 1.0, [data_cue("zzz qqq"), data_cue("!!!"), data_cue("film")])
-    assert sorted(data.captions(row, 0.0, SPEC, WORDS)[1].tolist()) == [False, False, False, False, True]
+    assert sorted(data.caption_ids(row, 0.0, SPEC, WORDS)[1].tolist()) == [False, False, False, False, True]
 
 
 def data_cue(text):
@@ -218,8 +218,8 @@ def child_signals_as_they_were():
 
 def failing(monkeypatch, what):
     """Loading that does `what` in a worker while it reads the film 03.mp4, until it fails -> the error"""
-    inside = data.captions
-    monkeypatch.setattr(data, "captions", lambda row, *rest: (what() if row.path == "03.mp4" else None, inside(row, *rest))[1])
+    inside = data.caption_ids
+    monkeypatch.setattr(data, "caption_ids", lambda row, *rest: (what() if row.path == "03.mp4" else None, inside(row, *rest))[1])
 
 
 @pytest.mark.parametrize(("what", "says"), [

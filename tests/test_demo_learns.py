@@ -95,7 +95,7 @@ def features(model, here, rows):
     c, events = model.config, index.Index(where)
     spec = data.ClipSpec(frames=c.frames, fps=c.fps, size=c.size, rate=c.rate)
     held = data.TestDataset([data.Source.to_test(events)], spec, vocabulary=vatt.tokenize.Vocabulary([]))
-    z = [(model.backbones.video(data.inputs(batch["video"][:, 0])), model.backbones.audio(batch["audio"][:, 0]))
+    z = [(model.backbones.video(data.augment(batch["video"][:, 0])), model.backbones.audio(batch["audio"][:, 0]))
          for batch, _ in loading.eval_batches(held, 64, Rank(), 2)]
     return tuple(torch.cat(part) for part in zip(*z, strict=True))
 

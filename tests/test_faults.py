@@ -95,7 +95,7 @@ def ranks_of(child) -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
-def at(path, harm, where="data.captions") -> str:
+def at(path, harm, where="data.caption_ids") -> str:
     """Lines that do harm when the row of this path is read, in training and in evaluation"""
     module, name = where.split(".")
     return (f"import {module}\ninside = {where}\n"

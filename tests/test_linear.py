@@ -40,7 +40,7 @@ def test_features_are_z_out_of_every_view_and_computed_once(tests, tmp_path, mon
     assert found.number.tolist() == [0, 1, 3, 4, 5, 6]
     assert found.failed == [(tests.row(2)[0].name(2), "empty file")]
     for row, i in enumerate(found.number.tolist()):
-        assert_close(found.z[row], model.features(data.inputs(torch.from_numpy(tests[i][0]["video"]))))
+        assert_close(found.z[row], model.features(data.augment(torch.from_numpy(tests[i][0]["video"]))))
     monkeypatch.setattr(model, "features", None)  # what is not called again
     same = clips_to_test(index.write(tmp_path / "index", tests.row(0)[0].root, tests.row(0)[0]), 3, tests.spec)
     again = features(model, same, tmp_path / "f.npz")

@@ -33,7 +33,7 @@ def batch():
 @torch.no_grad()
 def test_the_input_space_is_the_mean_of_the_tokens_and_the_output_space_that_of_the_loss(model, batch):
     found, b = paper_figures.spaces(model, batch), model.backbones
-    video = data.inputs(batch["video"][:, 0])
+    video = data.augment(batch["video"][:, 0])
     tokens = vatt.tokenize.video_patches(video, *CONFIG.patch) @ b.W_vp
     tokens = tokens + vatt.tokenize.position_sum(b.e_temporal, b.e_vertical, b.e_horizontal)
     torch.testing.assert_close(found["input video"], F.normalize(tokens.mean(1), dim=1))
@@ -62,7 +62,7 @@ def test_activations_are_those_of_the_mlp_before_the_residual_addition(model, ba
 @torch.no_grad()
 def test_attention_is_what_makes_aggs_output(model, batch):
     """With values that are one everywhere but at one patch, AGG's attention output shows that patch's share."""
-    video = data.inputs(batch["video"][:, 0])
+    video = data.augment(batch["video"][:, 0])
     share = paper_figures.attention(model, video)
     assert share.shape == (3, 2, 2, 2)
     tower = model.backbones.transformer if model.config.shared else model.backbones.video_transformer

@@ -249,7 +249,7 @@ def test_data_without_a_readable_film_stop_the_run_at_once_with_the_list(tmp_pat
 def test_a_worker_that_hangs_or_dies_ends_the_run_with_the_name_of_its_file(films, tmp_path):
     """In a process of its own: it must end by itself, without a process left"""
     for harm, says in (("time.sleep(60)", "took more than --timeout"), ("os.kill(os.getpid(), 9)", "of the loader")):
-        start = ("import os, sys, time, pretrain, data; inside = data.captions; data.captions = lambda row, *rest: "
+        start = ("import os, sys, time, pretrain, data; inside = data.caption_ids; data.caption_ids = lambda row, *rest: "
                  f"({harm} if row.path == '03.mp4' else 0, inside(row, *rest))[1]; pretrain.main()")
         command = [sys.executable, "-c", start, *both(films), "--out", str(tmp_path / "run"), *TINY, "--workers", "2",
                    "--timeout", "3", "--steps", "50"]
@@ -303,7 +303,7 @@ def test_weights_of_another_run_bring_their_words_by_spelling(finished):
     torch.manual_seed(1)
     model = vatt.VATT(dataclasses.replace(trained.config, vocabulary=len(words)))
     new = model.backbones.W_tp[words.ids["zebra"]].clone()
-    vatt.initialise(model, words, finished)
+    vatt.start_from(model, finished, words)
     for word in ("<unk>", "goes", "begins"):
         assert torch.equal(model.backbones.W_tp[words.ids[word]], trained.backbones.W_tp[trained.vocabulary.ids[word]])
     assert torch.equal(model.backbones.W_tp[words.ids["zebra"]], new)

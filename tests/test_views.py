@@ -103,10 +103,10 @@ def test_every_file_is_tested_once_with_any_number_of_processes(films):
 
 def test_pixels_reach_minus_one_and_one_and_sound_stays():
     x = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 2, 2, 3)
-    assert data.inputs(x).unique().tolist() == [-1, 1]
-    assert torch.equal(data.inputs(x, torch.tensor([True])), data.inputs(x).flip(2))
+    assert data.augment(x).unique().tolist() == [-1, 1]
+    assert torch.equal(data.augment(x, torch.tensor([True])), data.augment(x).flip(2))
     sound = torch.rand(2, 100)
-    assert data.inputs(sound) is sound
+    assert data.augment(sound) is sound
 
 
 def test_a_part_shorter_than_a_view_shows_and_sounds_nothing_of_what_comes_after_it(films, tmp_path):

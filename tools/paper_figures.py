@@ -73,7 +73,7 @@ def spaces(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
 
     b.encode = keep
     try:
-        z = model(data.inputs(batch["video"][:, 0]), batch["audio"][:, 0], batch["text"][:, :1])
+        z = model(data.augment(batch["video"][:, 0]), batch["audio"][:, 0], batch["text"][:, :1])
     finally:
         del b.encode
     found["va video"], found["va audio"], found["vt video"], z_t = model.project(*z)
@@ -88,7 +88,7 @@ def activations(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
     hooks = [block.mlp.register_forward_hook(lambda _m, _x, y: nodes.append(y)) for block in model.backbones.transformer.blocks]
     found = {}
     try:
-        for name, run, x in (("video", model.backbones.video, data.inputs(batch["video"][:, 0])),
+        for name, run, x in (("video", model.backbones.video, data.augment(batch["video"][:, 0])),
                              ("audio", model.backbones.audio, batch["audio"][:, 0]), ("text", model.backbones.text, text)):
             nodes.clear()
             run(x)
@@ -248,7 +248,7 @@ def classifier_features(run: Path, model: vatt.Classifier, how: Reading) -> dict
     clips = data.TestDataset([data.Source(found.test, rows)], model.spec(1, 1), classes=len(model.classes))
 
     def forward(batch: dict) -> dict:
-        x = data.inputs(batch[model.kind][:, 0])
+        x = data.augment(batch[model.kind][:, 0])
         keys = torch.arange(len(x), device=x.device)
         right = {f"right {d}": model(x, d, keys).argmax(1) == batch["labels"].argmax(1) for d in DROPS}
         return {"x": model.features(x), "y": batch["labels"], **right}
@@ -278,7 +278,7 @@ def draw(runs: list[Path], out: Path, how: Reading) -> list[str]:
         points[name] = over(model, clips, lambda batch, model=model: spaces(model, batch), how)
 
         def dropped(batch: dict, model=model) -> dict:
-            found, x, a = {}, data.inputs(batch["video"][:, 0]), batch["audio"][:, 0]
+            found, x, a = {}, data.augment(batch["video"][:, 0]), batch["audio"][:, 0]
             keys = torch.arange(2 * len(x), device=x.device).view(-1, 2)
             for d in DROPS:
                 z = model.project(*model(x, a, batch["text"][:, :1], (d, d), keys))
@@ -295,7 +295,7 @@ def draw(runs: list[Path], out: Path, how: Reading) -> list[str]:
         if len(points) == 1:
             some = torch.stack([torch.from_numpy(clips[i][0]["video"][0]) for i in range(min(2, len(clips)))])
             with torch.no_grad():
-                share = attention(model, data.inputs(some.to(how.processes.device))).cpu()
+                share = attention(model, data.augment(some.to(how.processes.device))).cpu()
             said.append(draw_attention(plt, some, share, model.config.patch[0], model.config.fps, out))
     if classes:
         said.append(draw_classes(plt, classes, out))

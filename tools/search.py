@@ -54,7 +54,7 @@ def search(args, how: Reading) -> None:
     ValueError where the run knows none of the words that say anything, or no video can be read.
     """
     words, source, out = args.words, args.source, args.out
-    model = vatt.load_as(vatt.Trained, args.run).to(how.processes.device)
+    model = vatt.load(args.run, vatt.Trained).to(how.processes.device)
     asked = model.vocabulary.split(words)
     unknown = [word for word in asked if word not in model.vocabulary.ids]
     telling = [word for word in asked if word not in LITTLE] or asked
