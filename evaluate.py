@@ -1,11 +1,11 @@
 """Scores of trained runs (Sections 4.2.1 to 4.2.4). `python evaluate.py` prints what the demo's runs have left.
 
     predict RUN FILE|FOLDER|LIST the best labels of files that have none
-    classify RUN [DATA]          classes of films, sounds or images: several views each, their logits averaged
-    retrieve RUN DATA            films by their captions, without having trained on any of them (zero-shot)
-    embed RUN FOLDER OUT.npz     vectors of films, sounds, images or sentences
+    classify RUN [DATA]          classes of videos, audio files or images: several views each, their logits averaged
+    retrieve RUN DATA            videos by their captions, without having trained on any of them (zero-shot)
+    embed RUN FOLDER OUT.npz     vectors of videos, audio files, images or sentences
     figures [RUN ...]            Figures 2 to 4 of the paper and more, of these runs
-    search RUN "words" --in FOLDER   the moments of films nearest to the words
+    search RUN "words" --in FOLDER   the moments of videos nearest to the words
 
 Under torchrun each process takes its share of the files, and every file counts once.
 """
@@ -35,7 +35,6 @@ from tools import embed, figures, paper_figures, predict, tables
 from tools.search import search
 from weights import files
 
-TASKS = tables.TASKS
 KS = (1, 5, 10)  # of R@k
 OFFICIAL_FPS = {"youcook2": 12.5, "msrvtt": 12.5}                           # A.3.3: 25 fps, every other frame
 
@@ -171,21 +170,21 @@ def retrieval(model: vatt.VATT, batches: Batches, processes: Processes, precisio
     for batch, z, bad in embed.over_files(model, lambda batch: model(*first(batch)), batches, processes.device, precision):
         failed += bad
         if batch:
-            z_v_va, z_a_va, z_v_vt, z_t_vt = model.project(*z)
+            z_v_va, z_a_va, z_v_vt, z_t_vt = (x.float().cpu() for x in model.project(*z))
             # clones, not views of a batch
-            vectors = ([row.clone() for row in x.float().cpu()] for x in (z_v_va, z_a_va, z_v_vt, z_t_vt[:, 0]))
-            has_audio, has_text = batch["has_audio"].tolist(), batch["has_text"][:, 0].tolist()
-            rows += list(zip(*vectors, has_audio, has_text, batch["path"], strict=True))
-    rows = sorted((row for part in processes.collect(rows) for row in part), key=lambda row: row[-1])
+            rows += [{"path": path, "has_audio": bool(batch["has_audio"][i]), "has_text": bool(batch["has_text"][i, 0]),
+                      "z_v_va": z_v_va[i].clone(), "z_a_va": z_a_va[i].clone(),
+                      "z_v_vt": z_v_vt[i].clone(), "z_t_vt": z_t_vt[i, 0].clone()} for i, path in enumerate(batch["path"])]
+    rows = sorted((row for part in processes.collect(rows) for row in part), key=lambda row: row["path"])
     results = {"unreadable": sorted(pair for part in processes.collect(failed) for pair in part)}
-    sounding, captioned = [r for r in rows if r[4]], [r for r in rows if r[5]]
-    for name, pool, query, item in zip(TASKS, (captioned, sounding, sounding), (3, 0, 1), (2, 1, 0), strict=True):
-        n = len(pool)
-        similarity = torch.zeros(0, 0)
-        if n:
-            q, i = (F.normalize(torch.stack([row[x] for row in pool]), dim=1) for x in (query, item))
-            similarity = q @ i.T
-        results[name] = {**retrieval_metrics(similarity), "chance": retrieval_chance(n)}
+    for name, has, query, item in (("text_to_video", "has_text", "z_t_vt", "z_v_vt"),
+                                   ("video_to_audio", "has_audio", "z_v_va", "z_a_va"),
+                                   ("audio_to_video", "has_audio", "z_a_va", "z_v_va")):
+        pool, similarity = [row for row in rows if row[has]], torch.zeros(0, 0)
+        if pool:
+            queries, items = (F.normalize(torch.stack([row[z] for row in pool]), dim=1) for z in (query, item))
+            similarity = queries @ items.T
+        results[name] = {**retrieval_metrics(similarity), "chance": retrieval_chance(len(pool))}
     return results
 
 

@@ -50,7 +50,7 @@ RECIPES = {
     "video": {**PAPER, "steps": 100_000, "warmup": 2500, "batch": 64, "lr": 0.005, "smoothing": 0.1, "classifier_dropout": 0.5,
               "crops": 3, "frames": 32, "fps": 12.5, "size": 320},
     # Paper: a learning rate of 0.2 (A.3, in its published form; official: 0.005, that of video).
-    # Ours: sound at 24 kHz is filtered before it is resampled (official: every other sample of 48 kHz).
+    # Ours: audio at 24 kHz is filtered before it is resampled (official: every other sample of 48 kHz).
     "audio": {**PAPER, "steps": 50_000, "warmup": 5000, "batch": 1024, "lr": 0.2, "mixup": 5.0, "balance": True,
               "classifier_dropout": 0.0, "frames": 64, "fps": 10.0, "rate": 24_000},
     # Section A.3.1.

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 def nce(z_v: torch.Tensor, z_a: torch.Tensor, temperature: float = 0.07, has_audio: torch.Tensor | None = None,
         rows: slice = slice(None)) -> torch.Tensor:
-    """Eq. 4, mean over the clips with sound: MIL-NCE with one candidate.  z_v, z_a (B, d), has_audio (B,) bool -> scalar"""
-    # Ours: clips without sound are no anchors and no negatives (official: all clips count as having sound; paper: all have).
+    """Eq. 4, mean over the clips with audio: MIL-NCE with one candidate.  z_v, z_a (B, d), has_audio (B,) bool -> scalar"""
+    # Ours: clips without audio are no anchors and no negatives (official: all clips count as having audio; paper: all have).
     return mil_nce(z_v, z_a[:, None], has_audio, temperature, rows)
 
 
@@ -62,7 +62,7 @@ def total(nce_loss: torch.Tensor, mil_nce_loss: torch.Tensor, lam: float = 1.0) 
 
 
 def at_chance(b: int, n: int) -> float:
-    """The loss where all similarities are equal: ln(n + B - 1), with n of B clips captioned (sounding, for NCE: ln(2B - 1))."""
+    """The loss where all similarities are equal: ln(n + B - 1), with n of B clips captioned (or with audio, for NCE)."""
     return math.log(n + b - 1) if n else 0.0
 
 

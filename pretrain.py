@@ -36,14 +36,14 @@ from engine.errors import keep_speaking, printable, user_errors
 from engine.processes import Processes
 from engine.run import Run, lock
 from engine.sampling import Sampler, key
-from evaluate import TASKS, retrieval
+from evaluate import retrieval
 from sources import census, demo, index
 from tools import dry_run, figures, tables
 from vatt import pretrained
 from weights import files
 
 # Sections 4.1, A.2.1 and A.2.4.
-# Official: Gaussian noise of 0.01 of the largest amplitude in the sound (the paper is silent).
+# Official: Gaussian noise of 0.01 of the largest amplitude in the waveform (the paper is silent).
 PAPER = dict(steps=500_000, batch=2048, lr=1e-4, lr_end=5e-5, warmup=10_000, drop=(0.5, 0.5), area=data.AREA,
              colour=data.COLOUR, noise=0.01, workers=8, cache=0.0, save_every=1000, eval_every=5000)
 RECIPES = {
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
             if training.due():
                 with training.evaluation():
                     row["held_out"] = {task: scores["R@10"] for task, scores in score_held_out().items()
-                                       if task in TASKS and scores["N"]}
+                                       if task in tables.TASKS and scores["N"]}
             training.log(row, summary(row, args.batch))
             training.save()
         with training.evaluation():

@@ -5,7 +5,7 @@ that project a patch to a token (W_vp, W_ap, W_tp) and the tables themselves liv
 methods of the tensors that it is given, so this file imports neither PyTorch nor NumPy: Python has a `tokenize` of its own,
 and from this folder Python gets this file when it starts (see the end).
 
-    B clips   T H W frames, rows, columns   t h w size of a patch   S samples of sound   N tokens   d width   L words
+    B clips   T H W frames, rows, columns   t h w size of a patch   S samples of audio   N tokens   d width   L words
 """
 
 import builtins

@@ -219,7 +219,8 @@ def child_signals_as_they_were():
 def failing(monkeypatch, what):
     """Loading that does `what` in a worker while it reads the film 03.mp4, until it fails -> the error"""
     inside = data.caption_ids
-    monkeypatch.setattr(data, "caption_ids", lambda row, *rest: (what() if row.path == "03.mp4" else None, inside(row, *rest))[1])
+    monkeypatch.setattr(data, "caption_ids",
+                        lambda row, *rest: (what() if row.path == "03.mp4" else None, inside(row, *rest))[1])
 
 
 @pytest.mark.parametrize(("what", "says"), [

@@ -25,7 +25,7 @@ from engine.processes import Processes
 from evaluate import classification_metrics, multilabel_metrics
 from media import Media
 from sources import official
-from tools import embed
+from tools import embed, tables
 
 CLASSES = ["bright", "dim", "none"]
 
@@ -295,7 +295,7 @@ def test_without_a_command_it_names_what_makes_results_and_then_prints_them(tmp_
     assert "python pretrain.py" in said
     assert "python finetune.py" in said
     scores = {"R@1": 0.25, "R@5": 0.5, "R@10": 1.0, "MedR": 3.0, "N": 12, "chance": {"R@1": 1 / 12, "MedR": 6.5}}
-    for name, results in (("demo", {**dict.fromkeys(evaluate.TASKS, scores), "unreadable": []}),
+    for name, results in (("demo", {**dict.fromkeys(tables.TASKS, scores), "unreadable": []}),
                           ("demo-finetune", {"linear_video": {"pretrained": 0.815, "random": 0.32, "chance": 0.2},
                                              "finetune_audio": {"pretrained": 0.9, "scratch": 0.5, "chance": 0.1}})):
         (tmp_path / "runs" / name).mkdir(parents=True)
