@@ -121,6 +121,8 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
                 for _ in range(20 if in_flight.workers else 0):
                     in_flight.check(timeout)
                     time.sleep(0.05)
+            if isinstance(found, RuntimeError) and "shared memory" in str(found):
+                raise WorkerError("/dev/shm, the memory that workers share, is full: docker run --shm-size=8g", None)
             if isinstance(found, BaseException):
                 raise found
             if found is None:

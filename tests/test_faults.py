@@ -20,8 +20,11 @@ import torch
 from films import TINY, folder
 from runs import rows
 
+import evaluate
+import finetune
 import pretrain
 from engine.run import Run, read_checkpoint
+from weights import files
 
 HERE = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -138,6 +141,30 @@ def test_twenty_kills_of_random_ranks_are_all_survived(films, finished, tmp_path
         assert rows(tmp_path / f"{i}") == rows(finished)
 
 
+def harm_at(step, what) -> str:
+    """Lines that do `what` before the gradients of a step, in each process"""
+    return (f"inside = pretrain.Step.__call__\ndef call(self, batch, step):\n    if step == {step}: {what}\n"
+            "    return inside(self, batch, step)\npretrain.Step.__call__ = call")
+
+
+def test_a_rank_that_raises_is_started_again_and_the_rows_are_the_same(films, finished, tmp_path):
+    harm = harm_at(3, "os.environ['RANK'] == '1' and not os.path.exists('raised') and (open('raised', 'w'), 1 / 0)")
+    said, code = end(start([*TORCHRUN, "--max-restarts", "3", "pretrain.py"], argv(films, tmp_path / "run"), tmp_path, harm))
+    assert code == 0, said
+    assert "ZeroDivisionError" in said
+    assert rows(tmp_path / "run") == rows(finished)
+
+
+def test_the_number_of_processes_may_change_when_a_run_goes_on(films, finished, tmp_path):
+    said, code = end(start(ONE, argv(films, tmp_path / "run"), tmp_path, harm_at(2, "os._exit(9)")))
+    assert code == 9, said
+    said, code = end(start([*TORCHRUN, "pretrain.py"], argv(films, tmp_path / "run"), films))
+    assert code == 0, said
+    ours, theirs = ([row["loss"] for row in rows(out)] for out in (tmp_path / "run", finished))
+    assert ours[:3] == pytest.approx(theirs[:3], rel=1e-4)
+    assert ours == pytest.approx(theirs, rel=1e-2)  # what rounding grows to in three steps of four clips
+
+
 # freezes
 
 
@@ -178,6 +205,16 @@ def test_a_hang_up_and_slurms_signal_save_and_leave(films, tmp_path, number):
     assert code == 128 + number, said
     assert "saving after this step" in said
     assert len(Run(tmp_path / "run").checkpoints()) == 1
+
+
+def test_sigterm_to_torchrun_saves_once_at_the_end_of_the_step(films, tmp_path):
+    more = argv(films, tmp_path / "run", "--steps", 100_000, "--save-every", 99_999, "--eval-every", 99_999)
+    child = start([*TORCHRUN, "pretrain.py"], more, tmp_path)
+    until(logged(tmp_path / "run", 2), "no step is done")
+    os.kill(child.pid, signal.SIGTERM)
+    end(child)
+    path, = Run(tmp_path / "run").checkpoints()
+    assert read_checkpoint(path)["step"] == len(rows(tmp_path / "run"))
 
 
 def test_sigterm_ends_an_evaluation_at_once(films, tmp_path):
@@ -282,6 +319,43 @@ def test_weights_that_are_not_finite_are_never_saved_and_the_last_good_ones_stay
             assert all(w.isfinite().all() for w in torch.load(path, weights_only=True)["model"].values())
 
 
+def test_a_gradient_that_is_not_finite_on_one_process_changes_nothing_on_any(films, tmp_path):
+    harm = ("import hashlib\ninside = pretrain.Step.__call__\ndef call(self, batch, step):\n"
+            "    text = repr([w.tolist() for w in self.model.state_dict().values()])\n"
+            "    open(f'{step}-' + os.environ['RANK'], 'w').write(hashlib.sha256(text.encode()).hexdigest())\n"
+            "    row = inside(self, batch, step)\n"
+            "    if step == 3 and os.environ['RANK'] == '1': next(self.model.parameters()).grad.fill_(float('nan'))\n"
+            "    return row\npretrain.Step.__call__ = call")
+    said, code = end(start([*TORCHRUN, "pretrain.py"], argv(films, tmp_path / "run", "--save-every", 1), tmp_path, harm))
+    assert code == 0, said
+    hashes = {step: {(tmp_path / f"{step}-{rank}").read_text() for rank in (0, 1)} for step in (3, 4, 5)}
+    assert len(hashes[3]) == len(hashes[5]) == 1
+    assert hashes[3] == hashes[4] != hashes[5]
+    assert "not_finite" in rows(tmp_path / "run")[3]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint-00000006.pt"])
+def test_weights_that_are_not_finite_are_refused_by_name(films, finished, tmp_path, capsys, name):
+    shutil.copytree(finished, tmp_path / "run")
+    weights = {k: w * float("nan") for k, w in files.of_run(tmp_path / "run").items()}
+    if name.endswith(".pt"):
+        torch.save({**read_checkpoint(tmp_path / "run" / name), "model": weights}, tmp_path / "run" / name)
+    else:
+        files.write(tmp_path / "run" / name, weights)
+    run = str(tmp_path / "run" / name)
+    labels = tmp_path / "labels.csv"
+    rows_of = [f"{films}/0{i}.mp4,{i % 2},{'test' if i > 5 else 'train'}" for i in range(9)]
+    labels.write_text("\n".join(["path,label,split", *rows_of]))
+    tuning = ["--data", f"csv={labels}", "--allow-outside", "--init", run, "--out", str(tmp_path / "new")]
+    for script, command in ((finetune, ["--task", "video", *tuning]),
+                            (finetune, ["--task", "linear", "--modality", "video", *tuning]),
+                            (pretrain, argv(films, tmp_path / "new", "--init", run)),
+                            (evaluate, ["embed", run, str(films), str(tmp_path / "new.npz")])):
+        with pytest.raises(SystemExit):
+            script.main(command)
+        assert "not finite" in capsys.readouterr().err, script
+
+
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_taken(finished, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -362,6 +436,17 @@ def test_too_few_open_files_are_told_at_once(films, tmp_path):
     said, code = end(start(ONE, argv(films, tmp_path / "run", "--workers", 2), tmp_path, preexec_fn=few))
     assert code == 2, said
     assert "ulimit -n" in said
+
+
+def test_shared_memory_that_is_too_small_is_one_line_with_the_remedy(films, tmp_path):
+    inside = [sys.executable, str(HERE / "pretrain.py"), *argv(films, tmp_path / "run", "--workers", 2)]
+    said = subprocess.run(["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=100k tmpfs /dev/shm && exec \"$@\"", "sh",
+                           *inside], env=ENV, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if "unshare" in said.stderr or "mount:" in said.stderr:
+        pytest.skip("another /dev/shm cannot be mounted here")
+    assert said.returncode in (0, 2, 3), said.stderr
+    assert "Traceback" not in said.stderr
+    assert "--shm-size" in said.stderr
 
 
 def test_nothing_needs_fcntl_to_start(tmp_path):

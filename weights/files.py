@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine.run import Run, read_checkpoint, write_whole
+from engine.run import Run, not_finite, read_checkpoint, write_whole
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
@@ -51,6 +51,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} cannot be read ({e.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         raise ValueError(f"{path} is torn, or no safetensors file ({e})") from None
+    if name := not_finite(tensors):
+        raise ValueError(f"{path} holds weights that are not finite ({name})")
     return tensors
 
 
