@@ -32,8 +32,8 @@ def write(folder: Path, n: int) -> int:
     index.write(one, folder, (index.Row(f"{i:09}.mp4", 0.0, math.inf, said(i), place=index.Place(0, 0, i * 131_072, 130_000))
                               for i in range(rows)), packed=True)
     folder.mkdir()
-    for name, kind in index.types_of(packed=True, labels=False).items():
-        column, ends = np.fromfile(one / name, kind), name.endswith("_ends")
+    for name in index.columns(packed=True, labels=False):
+        column, ends = np.fromfile(one / name, index.TYPES[name]), name.endswith("_ends")
         with (folder / name).open("wb") as file:
             file.write(column[:1].tobytes() if ends else b"")
             for shard in range(n // rows):

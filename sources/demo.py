@@ -17,36 +17,30 @@ import argparse
 import colorsys
 import csv
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from contextlib import closing
 from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
+from av import FFmpegError
 from tqdm import tqdm
 
+from engine.workers import Failed, map_isolated
 from media.encode import Encoder
 
-ATTRIBUTES = {
-    "colour": ("red", "yellow", "green", "blue"),
-    "texture": ("plain", "lying stripes", "standing stripes", "checks", "dots"),
-    "rhythm": ("steady", "flicker", "blink", "flash", "fade"),
-    "place": ("night", "snow", "rain"),
-}
-HEARD = "texture+rhythm+place"                          # a sound's best ceiling: it has no colour
+HEARD = "texture+rhythm+place"                          # the best ceiling of audio: it has no colour
 UNSEEN = 45                                             # of the 300 combinations: held out, never in train
 
 SIZE, FPS, RATE = 64, 10, 16_000                        # pixels, frames/s, samples/s
 FRAMES = (32, 34)                                       # of an event, least and most
 NAMED = {"colour": 0.60, "texture": 0.80, "rhythm": 0.75, "place": 0.50}    # of the training captions
 CHATTER, OTHERS, LATE = 0.12, 0.06, 0.20                # captions about nothing seen, about another event, after theirs
-SILENT = 0.10                                           # files without subtitles
+SILENT = 0.10                                           # files without captions
 VERSION = 2                                             # to be raised when the same seed gives other files
 
 # value: hue and its spread
@@ -65,6 +59,7 @@ TIMBRES = {
 }
 # value: lowest and highest Hz of the noise: crickets, wind, drops
 NOISES = {"night": (4000, 5500), "snow": (50, 220), "rain": (1500, 7500)}
+ATTRIBUTES = {"colour": tuple(HUES), "texture": tuple(PITCHES), "rhythm": tuple(TIMBRES), "place": tuple(NOISES)}
 
 # value: what is said before the noun, what is said behind it; 16 words a caption at most
 WORDS = {
@@ -103,7 +98,7 @@ def write(folder: Path, seed: int = 0, train: int = 1200, val: int = 300, worker
     """Write `train` and `val` files to `folder`, unless it holds just that; `workers` None is a process a core.
 
     A folder of that name is whole: it is called NAME.partial until its last file is written. Raises ValueError for a
-    folder that holds anything else, and for a seed or counts out of range.
+    folder that holds anything else, and for a seed or counts out of range; OSError where it cannot be written.
     """
     folder = Path(folder)
     if seed < 0 or train < 1 or not 1 <= val <= 300:
@@ -117,19 +112,25 @@ def write(folder: Path, seed: int = 0, train: int = 1200, val: int = 300, worker
         if not (partial / "demo.json").is_file():
             raise ValueError(f"{partial} is in the way and not the demo's: move it away or name another folder")
         shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    (partial / "demo.json").write_text(json.dumps(card) + "\n")
     for split in ("train", "val"):
-        (partial / split).mkdir()
-    with open(partial / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        (partial / split).mkdir(parents=True)
+    (partial / "demo.json").write_text(json.dumps(card) + "\n")
+    tasks, workers = jobs(partial, seed, train, val), workers or min(os.cpu_count() or 1, 16)
+    bar = {"desc": f"writing {folder}", "total": len(tasks), "unit": "file", "mininterval": 0.5 if sys.stderr.isatty() else 10}
+    with (
+        open(partial / "labels.csv", "w", newline="", encoding="utf-8") as file,
+        closing(map_isolated(write_file, tasks, workers, timeout=600)) as written,
+    ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "start", "end", "split", *ATTRIBUTES])
-        for rows in run(jobs(partial, seed, train, val), workers, f"writing {folder}"):
+        for _, rows in tqdm(written, **bar):
+            if isinstance(rows, Failed):
+                raise OSError(f"{folder} cannot be written: {rows.reason}")
             table.writerows(rows)
     partial.replace(whole)
 
 
-def is_written(folder, card):
+def is_written(folder: Path, card: dict) -> bool:
     """Whether `folder` holds the data set of that card; False where there is nothing; ValueError for anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -148,48 +149,31 @@ def jobs(folder, seed, train, val):
     """One (folder, split, index, seed, combinations) a file: those to draw two events from, or the one to show."""
     every = list(product(*ATTRIBUTES.values()))
     order = [every[i] for i in np.random.default_rng(seed).permutation(len(every))]
-    seen = order[UNSEEN:]
-    return ([(folder, "train", i, seed, seen) for i in range(train)]
+    return ([(folder, "train", i, seed, order[UNSEEN:]) for i in range(train)]
             + [(folder, "val", i, seed, [order[i]]) for i in range(val)])       # the never seen come first
 
 
-def run(tasks, workers, title):
-    """The rows of each task, in order, from a pool of processes, under a progress bar."""
-    workers = min(workers or os.cpu_count() or 1, 16, len(tasks))
-    bar = {"total": len(tasks), "desc": title, "unit": "file", "mininterval": 0.5 if sys.stderr.isatty() else 10}
-    if workers == 1:
-        yield from tqdm(map(write_file, tasks), **bar)
-        return
-    spawn = multiprocessing.get_context("spawn")        # a fork of a process with threads (torch's) may hang
-    with ProcessPoolExecutor(workers, spawn, end_with_parent) as pool:
-        yield from tqdm(pool.map(write_file, tasks, chunksize=4), **bar)
-
-
-def end_with_parent():
-    """Leave Ctrl-C to the parent, and do not outlive it when it is killed: a pool's process would wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
 def write_file(task):
-    """Write a video with its subtitles, a pure function of (split, index, seed); its rows of labels.csv."""
+    """Write a video with its captions, a pure function of (split, index, seed); its rows of labels.csv, or what failed."""
     folder, split, index, seed, choices = task
     rng = np.random.default_rng([seed, split == "val", index])
-    pictures, sounds, cues, rows, frames = [], [], [], [], 0
+    frames, waves, captions, rows, begin = [], [], [], [], 0
     for _ in range(2 if split == "train" else 1):
         combination = choices[rng.integers(len(choices))]
-        picture, sound = event(combination, rng)
-        start, end = frames / FPS, (frames + len(picture)) / FPS
-        frames += len(picture)
-        pictures.append(picture)
-        sounds.append(sound)
-        cues += loose_captions(combination, choices, start, end, rng) if split == "train" else [
+        video, audio = event(combination, rng)
+        start, end = begin / FPS, (begin + len(video)) / FPS
+        begin += len(video)
+        frames.append(video)
+        waves.append(audio)
+        captions += loose_captions(combination, choices, start, end, rng) if split == "train" else [
             (start + rng.uniform(0, 0.5), end - rng.uniform(0, 0.5), sentence(combination, rng))]
         rows.append([f"{split}/{index:06}.mp4", f"{start:.1f}", f"{end:.1f}", split, *combination])
-    encode(folder / split / f"{index:06}.mp4", np.concatenate(pictures), np.concatenate(sounds))
-    if split == "val" or rng.random() >= SILENT:
-        write_subtitles(folder / split / f"{index:06}", "srt" if index % 2 == 0 else "vtt", cues)
+    try:
+        encode(folder / split / f"{index:06}.mp4", np.concatenate(frames), np.concatenate(waves))
+        if split == "val" or rng.random() >= SILENT:
+            write_captions(folder / split / f"{index:06}", "srt" if index % 2 == 0 else "vtt", captions)
+    except (OSError, FFmpegError) as error:
+        return Failed(str(error))
     return rows
 
 
@@ -314,14 +298,12 @@ def encode(path, frames, wave):
         out.audio(wave[None])
 
 
-def write_subtitles(stem, kind, cues):
-    """Write cues (start, end in seconds, text) beside the video as SubRip (`srt`) or WebVTT (`vtt`)."""
-    def clock(seconds):
-        return f"00:00:{seconds:06.3f}".replace(".", "," if kind == "srt" else ".")
-
+def write_captions(stem, kind, captions):
+    """Write captions (start, end in seconds, text) beside the video as SubRip (`srt`) or WebVTT (`vtt`)."""
     lines = [] if kind == "srt" else ["WEBVTT", ""]
-    for number, (start, end, text) in enumerate(sorted(cues), 1):
-        lines += [str(number), f"{clock(start)} --> {clock(end)}", text, ""]
+    for number, (start, end, text) in enumerate(sorted(captions), 1):
+        times = f"00:00:{start:06.3f} --> 00:00:{end:06.3f}"
+        lines += [str(number), times.replace(".", ",") if kind == "srt" else times, text, ""]
     stem.with_suffix("." + kind).write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -335,19 +317,16 @@ def labels(folder: Path) -> list[dict]:
 
 def write_labels(path: Path, root: Path, names: tuple[str, ...], each: int, seed: int) -> None:
     """The demo's events as a csv of labels: all held-out ones, and `each` to train on of each combination of `names`"""
-    rows = labels(root)
-    order = np.random.default_rng((seed,)).permutation(len(rows))
-    taken: dict[str, int] = {}
+    rows, taken = labels(root), Counter()
     with open(path, "w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["path", "label", "start", "end", "split"])
-        for row in (rows[i] for i in order):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "label", "start", "end", "split"])
+        for row in (rows[i] for i in np.random.default_rng((seed,)).permutation(len(rows))):
             label = ", ".join(row[name] for name in names)
-            if row["split"] == "train":
-                taken[label] = taken.get(label, 0) + 1
-                if taken[label] > each:
-                    continue
-            lines.writerow([os.path.relpath(root / row["path"], path.parent), label, row["start"], row["end"], row["split"]])
+            taken[label] += row["split"] == "train"
+            if row["split"] == "val" or taken[label] <= each:
+                file_path = os.path.relpath(root / row["path"], path.parent)
+                table.writerow([file_path, label, row["start"], row["end"], row["split"]])
 
 
 def ceilings(rows: list[dict]) -> dict[str, dict]:
@@ -356,17 +335,16 @@ def ceilings(rows: list[dict]) -> dict[str, dict]:
     Keys are "colour", "colour+place" and so on, up to three. In a group of g clips that agree, the right one is among
     k drawn with probability min(k, g) / g.
     """
-    pool = [row for row in rows if row["split"] == "val"]
     table = {}
     for known in (names for size in (1, 2, 3) for names in combinations(ATTRIBUTES, size)):
-        groups = [tuple(row[name] for name in known) for row in pool]
+        groups = [tuple(row[name] for name in known) for row in rows if row["split"] == "val"]
         sizes = [groups.count(group) for group in groups]
         table["+".join(known)] = {f"R@{k}": sum(min(k, g) / g for g in sizes) / len(sizes) for k in (1, 5, 10)}
     return table
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Write the demo's videos with subtitles.")
+    parser = argparse.ArgumentParser(description="Write the demo's videos with captions.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo-data"), help="where (demo-data)")
     parser.add_argument("--seed", type=int, default=0, help="other files for another whole number from 0 on (0)")
     args = parser.parse_args()

@@ -22,10 +22,10 @@ import math
 import os
 import re
 import shutil
-import struct
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -34,16 +34,13 @@ import numpy as np
 from media import Unreadable
 from media.captions import MAX_CAPTIONS, MAX_CHARACTERS, Caption
 
-FORMAT = 3                                          # 2, which is read too, had spans of float32 and no labels
+FORMAT = 3
 SHARD = "shard-{:06d}.tar"
-TYPES = {
-    "paths": "u1", "path_ends": "<i8", "hashes": "<u8", "spans": "<f8",
-    "cue_ends": "<i8", "times": "<f4", "texts": "u1", "text_ends": "<i8",
-    "labels": "<i4", "label_ends": "<i8",
+TYPES = {                                           # as numpy writes them: 2d is two numbers a row
+    "paths": "B", "path_ends": "q", "hashes": "Q", "spans": "2d", "cue_ends": "q", "times": "2f", "texts": "B",
+    "text_ends": "q", "labels": "i", "label_ends": "q",
+    "places": np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")]),
 }
-CODES = {"<i8": "q", "<i4": "i", "<f8": "d", "<f4": "f"}                 # of the module struct
-LABELS = ("labels", "label_ends")
-PLACES = np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
 BLOCK = 1 << 12                                     # captions read together
 MANY = 1 << 16                                      # rows looked at together
@@ -126,8 +123,8 @@ def point(folder: Path, at: Path) -> None:
     """
     index, home = Index(at), os.path.realpath(at.parent) + os.sep
     parts = [at / "index.json", *(at / name for name in index.data), *at.parent.glob("shard-*.tar")]
-    if "at" in head_of(at) or not index.packed or index.root != Path(os.path.normpath(index.folder / os.pardir)) or (
-            not all(os.path.realpath(part).startswith(home) for part in parts)):
+    beside = index.packed and index.folder == at.absolute() and index.root == Path(os.path.normpath(index.folder / os.pardir))
+    if not (beside and all(os.path.realpath(part).startswith(home) for part in parts)):
         raise ValueError(f"{at} points to files elsewhere, not to the shards beside it: pack them anew (data.py pack)")
     index.check()
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,39 +134,37 @@ def point(folder: Path, at: Path) -> None:
 
 def write_rows(folder: Path, rows: Iterable[Row], packed: bool) -> dict[str, int]:
     """Writes all files but index.json; returns {"rows": .., "cues": .., "labels": .., "crc": of all places}."""
-    types, count, crc = types_of(packed), 0, 0
-    ends = dict.fromkeys(("path_ends", "cue_ends", "text_ends", "label_ends"), 0)
+    ends, count, crc = dict.fromkeys(("path_ends", "cue_ends", "text_ends", "label_ends"), 0), 0, 0
     with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context((folder / name).open("wb")) for name in types}
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in columns(packed)}
 
-        def add(name: str, *values: float) -> None:
-            files[name].write(struct.pack(f"<{len(values)}{CODES[types[name]]}", *values))
+        def add(name: str, values: Iterable[float]) -> None:
+            files[name].write(array(TYPES[name][-1], values))
 
-        def end(name: str, *sizes: int) -> None:
-            for size in sizes:
-                ends[name] += size
-                add(name, ends[name])
+        def add_ends(name: str, sizes: Iterable[int]) -> None:
+            offsets = list(accumulate(sizes, initial=ends[name]))
+            ends[name] = offsets[-1]
+            add(name, offsets[1:])
 
         for name in ends:
-            add(name, 0)
+            add(name, [0])
         for row in rows:
             count += 1
             path, texts = os.fsencode(row.path), [caption.text.encode("utf-8", "replace") for caption in row.captions]
-            files["paths"].write(path)
-            files["hashes"].write(hashlib.blake2b(path, digest_size=8).digest())
-            files["texts"].write(b"".join(texts))
-            add("spans", row.start, row.end)
-            add("times", *chain.from_iterable(caption[:2] for caption in row.captions))
-            add("labels", *row.labels)
+            add("paths", path)
+            add("hashes", hashlib.blake2b(path, digest_size=8).digest())
+            add("spans", (row.start, row.end))
+            add("times", chain.from_iterable(caption[:2] for caption in row.captions))
+            add("texts", b"".join(texts))
+            add("labels", row.labels)
             for name, sizes in zip(ends, ([len(path)], [len(texts)], map(len, texts), [len(row.labels)]), strict=True):
-                end(name, *sizes)
+                add_ends(name, sizes)
             if packed:
-                place = struct.pack("<IIQQ", *row.place)
+                place = np.array([row.place], TYPES["places"]).tobytes()
                 files["places"].write(place)
                 crc = zlib.crc32(place, crc)
-    if not ends["label_ends"]:
-        for name in LABELS:
-            (folder / name).unlink()
+    for name in set(files) - set(columns(packed, ends["label_ends"] > 0)):
+        (folder / name).unlink()
     return {"rows": count, "cues": ends["cue_ends"], "labels": ends["label_ends"], "crc": crc}
 
 
@@ -181,10 +176,9 @@ def head_of(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def types_of(packed: bool, labels: bool = True, version: int = FORMAT) -> dict[str, Any]:
-    """The files of an index, and the type of their numbers"""
-    types = {**TYPES, **({"places": PLACES} if packed else {}), **({"spans": "<f4"} if version == 2 else {})}
-    return {name: kind for name, kind in types.items() if labels or name not in LABELS}
+def columns(packed: bool, labels: bool = True) -> list[str]:
+    """The files of an index."""
+    return [name for name in TYPES if (packed or name != "places") and (labels or not name.startswith("label"))]
 
 
 class Index:
@@ -202,18 +196,16 @@ class Index:
                 head = head_of(self.folder)
                 if any(head[k] != asked[k] for k in ("rows", "crc")):
                     raise ValueError(f"{self.folder} is not what it was when this was written")
-            if head["format"] not in (2, FORMAT):
+            if head["format"] != FORMAT:
                 raise ValueError(f"format {head['format']}, not {FORMAT}")
             self.root = Path(os.path.normpath(self.folder / head["root"]))
-            self.rows, self.captions, self.packed, self.crc = head["rows"], head["cues"], head["packed"], head["crc"]
-            self.labels = head.get("labels", 0)
-            types = types_of(self.packed, self.labels > 0, head["format"])
-            self.data = {name: mapped(self.folder / name, kind) for name, kind in types.items()}
-            wanted = {"paths": self.data["path_ends"][-1], "texts": self.data["text_ends"][-1], "labels": self.labels,
-                      "spans": 2 * self.rows, "times": 2 * self.captions, "hashes": self.rows, "places": self.rows,
-                      "path_ends": self.rows + 1, "cue_ends": self.rows + 1, "label_ends": self.rows + 1,
-                      "text_ends": self.captions + 1}
-            if wrong := [name for name, values in self.data.items() if len(values) != wanted[name]]:
+            self.rows, self.captions, self.labels = head["rows"], head["cues"], head["labels"]
+            self.packed, self.crc = head["packed"], head["crc"]
+            data = self.data = {name: mapped(self.folder / name) for name in columns(self.packed, self.labels > 0)}
+            lengths = {"paths": data["path_ends"][-1], "texts": data["text_ends"][-1], "labels": self.labels,
+                       "times": self.captions, "text_ends": self.captions + 1}
+            if wrong := [name for name, values in data.items()
+                         if len(values) != lengths.get(name, self.rows + name.endswith("_ends"))]:
                 raise ValueError(f"wrong length of {', '.join(wrong)}")
         except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder} holds no whole index ({error}): delete it, and it is written again") from None
@@ -237,12 +229,11 @@ class Index:
         """Row i. IndexError below 0 and from len on."""
         if not 0 <= i < self.rows:
             raise IndexError(f"row {i} of an index of {self.rows}")
-        start, end = self.data["spans"][2 * i : 2 * i + 2].tolist()
         first, last = self.data["cue_ends"][i : i + 2].tolist()
-        times = self.data["times"][2 * first : 2 * last].tolist()
-        captions = map(Caption, times[::2], times[1::2], self._texts(first, last))
+        times = self.data["times"][first:last].tolist()
+        captions = [Caption(*span, text) for span, text in zip(times, self._texts(first, last), strict=True)]
         labels = self.data["labels"][slice(*self.data["label_ends"][i : i + 2])].tolist() if self.labels else ()
-        return Row(self.inside(i), start, end, list(captions), tuple(labels), self.place(i))
+        return Row(self.inside(i), *self.data["spans"][i].tolist(), captions, tuple(labels), self.place(i))
 
     def inside(self, i: int) -> str:
         """The path of row i below the root, with "/"; of a packed row, that which it had."""
@@ -302,11 +293,11 @@ class Index:
 opened = functools.cache(Index)     # of a folder, once in every process
 
 
-def mapped(path: Path, kind: str) -> np.ndarray:
+def mapped(path: Path) -> np.ndarray:
     """A file as a read-only array in the page cache, not in the process's own memory."""
     if path.stat().st_size == 0:                                # nothing to map: no video of the set has captions
-        return np.empty(0, kind)
-    return np.memmap(path, kind, mode="r").view(np.ndarray)     # a plain array is twice as fast to index
+        return np.empty(0, TYPES[path.name])
+    return np.memmap(path, TYPES[path.name], mode="r").view(np.ndarray)     # a plain array is twice as fast to index
 
 
 def held_out(index: Index, share: float = 0.02, least: int = 1, most: int = 200) -> np.ndarray:
@@ -316,16 +307,13 @@ def held_out(index: Index, share: float = 0.02, least: int = 1, most: int = 200)
     One file at least is left to train on, so that an index of a single file holds none out.
     """
     # Ours: the paper names no held-out part of its pre-training data.
-    files, enough = np.empty(0, np.uint64), math.ceil(most / share) if share else most + 1
-    for start in range(0, len(index), MANY):                   # with more files than `enough`, `most` decides anyway
-        block = index.data["hashes"][start : start + MANY]
-        files = np.union1d(files, block[block < files[-1]] if len(files) > enough else block)[: enough + 1]
-    count, rows = min(max(round(share * len(files)), least), most, len(files) - 1), []
-    for start in range(0, len(index) if count else 0, MANY):
-        block = index.data["hashes"][start : start + MANY]
-        near = np.flatnonzero(block <= files[count - 1])
-        rows.append(start + near[np.isin(block[near], files[:count])])
-    return np.concatenate(rows) if rows else np.empty(0, np.int64)
+    hashes, files = index.data["hashes"], np.empty(0, np.uint64)
+    enough = math.ceil(most / share) + 1 if share else most + 1     # with more files than that, `most` decides anyway
+    for start in range(0, len(index), MANY):
+        block = hashes[start : start + MANY]
+        files = np.union1d(files, block[block < files[-1]] if len(files) == enough else block)[:enough]
+    count = min(max(round(share * len(files)), least), most, len(files) - 1)
+    return np.flatnonzero(hashes <= files[count - 1]) if count > 0 else np.empty(0, np.int64)
 
 
 def complement(k: int | np.ndarray, held: np.ndarray) -> np.int64 | np.ndarray:

@@ -36,9 +36,7 @@ from sources.shards import Shard
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
 RECORD = "partial/{:06d}.json"      # which rows a shard holds, [row, begin, end, *place], and which were broken, and why
 SOUND = 60              # seconds of it decoded at a time
-
-
-FORM = ("fps", "short", "rate", "seconds", "gop", "crf", "copy")        # the flags that say how clips are packed
+FORM = ("fps", "short", "rate", "seconds", "gop", "crf", "copy", "shard_size", "language")      # what the bytes depend on
 
 
 def flags(commands) -> None:
@@ -57,8 +55,8 @@ def flags(commands) -> None:
         ("timeout", arguments.positive, 7200.0, "seconds that one video may take"),
     ):
         p.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
-    p.add_argument("--seconds", type=arguments.positive, default=math.inf, help="cut videos into pieces of about so many "
-                   "seconds, each a clip of its own (default: a video, or the part of it that a list names, is one clip)")
+    p.add_argument("--seconds", type=arguments.positive, help="cut videos into pieces of about so many seconds, each a clip of "
+                   "its own (default: a video, or the part of it that a list names, is one clip)")
     p.add_argument("--language", default="", metavar="NAME", help="of captions, where a video has several (en, pt-BR ..)")
     p.add_argument("--copy", action="store_true", help="put the files into the shards as they are")
     p.set_defaults(command=run)
@@ -66,14 +64,13 @@ def flags(commands) -> None:
 
 def run(_, args: argparse.Namespace) -> None:
     """`python data.py pack`: exit code 2 for what the user can mend, 3 where no video could be packed."""
-    form = argparse.Namespace(**{name: getattr(args, name) for name in FORM})
     with user_errors():
         try:
-            held = begin(args.source, args.out, {**vars(form), "shard_size": args.shard_size, "language": args.language})
+            held = begin(args)
             if not (args.out / "index").is_dir():
                 source = Index(args.out / "partial" / "source")
-                pack_all(source, args.out, form, args.shard_size * 1e9, args.workers, args.timeout)
-                conclude(source, args.out, form)
+                pack_all(source, args)
+                conclude(source, args)
             packed, shards = Index(args.out / "index"), list(args.out.glob("shard-*.tar"))
             print(f"{args.out}: {len(packed)} clips with {packed.captions} captions, "
                   f"{sum(path.stat().st_size for path in shards) / 1e9:.3f} GB in {len(shards)} shards; "
@@ -83,87 +80,86 @@ def run(_, args: argparse.Namespace) -> None:
             fail(130, "stopped; the same command goes on")
 
 
-def begin(source: str, out: Path, settings: dict) -> Run:
-    """Makes `out`, locks it and lists the source, or finds what was begun there; returns what holds the lock.
+def begin(args: argparse.Namespace) -> Run:
+    """Makes OUT, locks it and lists the source, or finds what was begun there; returns what holds the lock.
 
-    ValueError where `out` holds something else or what was packed otherwise, or where another process packs into it.
+    ValueError where OUT holds something else or what was packed otherwise, or where another process packs into it.
     """
-    partial, begun, ours = out / "partial", (out / "pack.json").is_file(), {".lock", "partial", "problems.txt"}
-    if out.exists() and not begun and not (out.is_dir() and set(os.listdir(out)) <= ours):
+    out, card = args.out, args.out / "pack.json"
+    begun = card.is_file()
+    if out.exists() and not begun and not (out.is_dir() and set(os.listdir(out)) <= {".lock", "partial", "problems.txt"}):
         raise ValueError(f"{out} is there and holds no shards: name another folder")
-    kind, root = layouts.parse_source(source)
+    kind, root = layouts.parse_source(args.source)
     if kind == "shards":
         raise ValueError(f"{root} is packed already")
-    settings = {"source": str(root.absolute()), "kind": kind, **settings}
-    settings["seconds"] = settings["seconds"] if settings["seconds"] < math.inf else None       # JSON has no inf
+    settings = {"source": str(root.absolute()), "kind": kind, **{name: getattr(args, name) for name in FORM}}
     out.mkdir(parents=True, exist_ok=True)
     run = Run(out)
     run.hold()
     if begun:
-        before = json.loads((out / "pack.json").read_text(encoding="utf-8"))["settings"]
+        before = json.loads(card.read_text(encoding="utf-8"))["settings"]
         if differ := [f"{k} was {before.get(k)} and is {settings[k]}" for k in settings if before.get(k, "") != settings[k]]:
             raise ValueError(f"{out} was packed otherwise ({'; '.join(differ)}): repeat its flags, or name another folder")
     else:
-        shutil.rmtree(partial, ignore_errors=True)  # of a start that did not come this far
-        layouts.list_files(kind, root, partial / "source", out / "problems.txt", settings["language"])
-        write_text(out / "pack.json", json.dumps({"settings": settings}, indent=2) + "\n")
+        shutil.rmtree(out / "partial", ignore_errors=True)  # of a start that did not come this far
+        layouts.list_files(kind, root, out / "partial" / "source", out / "problems.txt", args.language)
+        write_text(card, json.dumps({"settings": settings}, indent=2) + "\n")
     return run
 
 
-def pack_all(source: Index, out: Path, form: argparse.Namespace, limit: float, workers: int, timeout: float) -> None:
-    """Packs the rows of the source that are in no finished shard yet, in their order; a shard ends past `limit` bytes."""
-    done = list(finished(out))
-    row, clips = (done[-1]["next"], done[-1]["clips"]) if done else (0, 0)
+def pack_all(source: Index, args: argparse.Namespace) -> None:
+    """Packs the rows of the source that are in no finished shard yet, in their order; a shard ends past --shard-size."""
+    done, out = list(finished(args.out)), args.out
+    begun = [i for record in done for i, *_ in record["rows"] + record["broken"]]
+    row, clips, broken = max(begun, default=-1) + 1, sum(len(r["rows"]) for r in done), sum(len(r["broken"]) for r in done)
     for path in out.glob("shard-*.tar*"):
         if path.name not in map(SHARD.format, range(len(done))):
             path.unlink()
-    live, broken = sys.stderr.isatty(), sum(len(record["broken"]) for record in done)
+    live = sys.stderr.isatty()
     bar = tqdm(total=len(source), initial=row, unit="video", mininterval=0.5 if live else 60, disable=None if live else False)
     with (
         tempfile.TemporaryDirectory(dir=out / "partial") as scratch, bar,
-        closing(map_isolated(pack_row, ((source.folder, i, form, scratch) for i in range(row, len(source))),
-                             workers, timeout)) as packed,
+        closing(map_isolated(pack_row, ((source.folder, i, args, scratch) for i in range(row, len(source))),
+                             args.workers, args.timeout)) as packed,
     ):
         shard, record = Shard(out, len(done)), {"rows": [], "broken": []}
         try:
             for (_, i, _, _), found in packed:
                 bar.set_postfix(clips=clips, broken=broken, refresh=False)
                 bar.update()
-                if isinstance(found, Failed | str):
-                    record["broken"].append([i, found.reason if isinstance(found, Failed) else found])
+                if isinstance(found, Failed):
+                    record["broken"].append([i, found.reason])
                     broken += 1
                     continue
-                texts = [about(source[i], begin, end, form) for _, begin, end in found]
+                texts = [about(source[i], begin, end, args.copy) for _, begin, end in found]
                 size = sum(os.path.getsize(file) for file, *_ in found) + sum(map(len, texts))
-                if shard.places and shard.size + size > limit:
-                    finish(shard, {**record, "next": i, "clips": clips})
+                if shard.places and shard.tar.offset + size > args.shard_size * 1e9:
+                    finish(shard, record)
                     shard, record = Shard(out, shard.number + 1), {"rows": [], "broken": []}
                 for (file, begin, end), text in zip(found, texts, strict=True):
-                    place = shard.add(clips, Path(file), text)
-                    record["rows"].append([i, begin, end, *place])
+                    record["rows"].append([i, begin, end, *shard.add(clips, Path(file), text)])
                     clips += 1
-                    if not form.copy:
+                    if not args.copy:
                         os.unlink(file)
-            finish(shard, {**record, "next": len(source), "clips": clips})
+            finish(shard, record)
         except BaseException:
             shard.drop()
             raise
 
 
-def about(row: Row, begin: float, end: float, form: argparse.Namespace) -> bytes:
+def about(row: Row, begin: float, end: float, copied: bool) -> bytes:
     """What a shard says of a clip: a line of JSON."""
-    captions = row.captions if form.copy else cut(row.captions, begin, end)
+    captions = row.captions if copied else cut(row.captions, begin, end)
     said = {"path": row.path, "start": begin, "end": end if end < math.inf else None, "captions": captions}
     return (json.dumps(said) + "\n").encode()
 
 
 def finish(shard: Shard, record: dict) -> None:
     """Closes a shard and writes what is in it beside the source; from then on it is not packed again."""
-    if shard.places:
-        if bad := shard.close():
-            fail(3, f"{shard.path} is not what was written to it, first at byte {bad.offset}: check the disk")
-    else:
+    if not shard.places:
         shard.drop()
+    elif bad := shard.close():
+        fail(3, f"{shard.path} is not what was written to it, first at byte {bad.offset}: check the disk")
     write_text(shard.path.parent / RECORD.format(shard.number), json.dumps(record))
 
 
@@ -179,15 +175,12 @@ def finished(out: Path) -> Iterator[dict]:
         yield record
 
 
-def rows(source: Index, out: Path, form: argparse.Namespace) -> Iterator[Row]:
+def rows(source: Index, args: argparse.Namespace) -> Iterator[Row]:
     """The clips as the index names them: times of the captions count from the beginning of the clip."""
-    for record in finished(out):
+    for record in finished(args.out):
         for i, begin, end, *place in record["rows"]:
-            row = source[i]
-            if form.copy:
-                yield row._replace(place=Place(*place))
-            else:
-                yield Row(row.path, 0.0, math.inf, cut(row.captions, begin, end), row.labels, Place(*place))
+            row = source[i]._replace(place=Place(*place))
+            yield row if args.copy else row._replace(start=0.0, end=math.inf, captions=cut(row.captions, begin, end))
 
 
 def cut(captions: list[Caption], begin: float, end: float) -> list[Caption]:
@@ -201,14 +194,15 @@ def cut(captions: list[Caption], begin: float, end: float) -> list[Caption]:
     return [Caption(shift(start), shift(stop), text) for start, stop, text in (captions[i] for i in sorted(kept))]
 
 
-def conclude(source: Index, out: Path, form: argparse.Namespace) -> None:
+def conclude(source: Index, args: argparse.Namespace) -> None:
     """Merges what the shards hold into one index, lists what is broken, clears up and says what there is."""
+    out = args.out
     unpacked = ((*source[i][:3], reason) for record in finished(out) for i, reason in record["broken"])
     reasons = write_broken(out / "broken.csv", unpacked)
     broken = f"{', '.join(f'{reason}: {n}' for reason, n in reasons.most_common())}): see {out / 'broken.csv'}"
     if reasons.total() == len(source):
         fail(3, f"none of {len(source)} videos could be packed ({broken}")
-    index.write(out / "index", out, rows(source, out, form), packed=True)
+    index.write(out / "index", out, rows(source, args), packed=True)
     shutil.rmtree(out / "partial", ignore_errors=True)
     if reasons:
         print(f"{reasons.total()} videos could not be packed ({broken}")
@@ -216,47 +210,47 @@ def conclude(source: Index, out: Path, form: argparse.Namespace) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- one file
 
-def pack_row(task: tuple[Path, int, argparse.Namespace, str]) -> list[tuple[str, float, float]] | str:
-    """(index, row, form, folder for files) -> (file, begin, end) of each clip, in seconds of the file; or what is wrong"""
-    folder, number, form, scratch = task
+def pack_row(task: tuple[Path, int, argparse.Namespace, str]) -> list[tuple[str, float, float]] | Failed:
+    """(index, row, flags, folder for files) -> (file, begin, end) of each clip, in seconds of the file; or what is wrong"""
+    folder, number, args, scratch = task
     try:
         source = opened(folder)
         row, where = source[number], source.media(number)
         with Media(*where) as media, Media(*where) as audio:
             length = min(row.end, media.duration) - row.start
             if length <= 0:
-                return "start past the end"
-            scale = min(1.0, form.short / min(media.width, media.height))
-            if form.copy:
+                return Failed("start past the end")
+            scale = min(1.0, args.short / min(media.width, media.height))
+            if args.copy:
                 return [(str(where[0]), row.start, row.end)]
             size = tuple(max(2, round(side * scale / 2) * 2) for side in (media.height, media.width))
-            most = math.floor((row.end - row.start) * form.fps + 1e-6) if row.end < math.inf else None
-            frames = itertools.islice(media.frames(row.start, form.fps, size), most and max(1, most))
-            pieces, clips, done = max(1, round(length / form.seconds)), [], 0
+            most = max(1, math.floor((row.end - row.start) * args.fps + 1e-6)) if row.end < math.inf else None
+            frames = itertools.islice(media.frames(row.start, args.fps, size), most)
+            pieces, clips, done = max(1, round(length / (args.seconds or math.inf))), [], 0
             for k in range(pieces):
                 first = next(frames, None)
                 if first is None:
                     break
-                upto = None if k == pieces - 1 else max(1, round((k + 1) * form.seconds * form.fps) - done) - 1
-                file, begin = f"{scratch}/{number}-{k}.mp4", row.start + done / form.fps
+                upto = None if k == pieces - 1 else max(1, round((k + 1) * args.seconds * args.fps) - done) - 1
+                file, begin = f"{scratch}/{number}-{k}.mp4", row.start + done / args.fps
                 piece = itertools.chain([first], itertools.islice(frames, upto))
-                done += encode(file, piece, audio, begin, form)
-                clips.append((file, begin, row.start + done / form.fps))
+                done += encode(file, piece, audio, begin, args)
+                clips.append((file, begin, row.start + done / args.fps))
             return clips
     except Unreadable as e:
-        return e.reason
+        return Failed(e.reason)
     except av.FFmpegError as e:
-        return f"cannot be encoded: {type(e).__name__}"
+        return Failed(f"cannot be encoded: {type(e).__name__}")
 
 
-def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float, form: argparse.Namespace) -> int:
+def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float, args: argparse.Namespace) -> int:
     """Writes frames (H, W, 3) uint8, and the audio in step with them, to an mp4 -> how many frames there were"""
-    x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(form.crf), "bf": "0", "g": str(form.gop)}
-    step, sample = round(SOUND * form.fps), lambda i: round(i / form.fps * form.rate)
-    with Encoder(file, form.fps, form.rate if source.has_audio else 0, x264=x264, exact=True) as out:
+    x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(args.crf), "bf": "0", "g": str(args.gop)}
+    step, sample = round(SOUND * args.fps), lambda i: round(i / args.fps * args.rate)
+    with Encoder(file, args.fps, args.rate if source.has_audio else 0, x264=x264, exact=True) as out:
         for i, frame in enumerate(frames):
             if source.has_audio and i % step == 0:
-                wave, heard = source.audio(begin + i / form.fps, sample(i + step) - sample(i), form.rate), sample(i)
+                wave, heard = source.audio(begin + i / args.fps, sample(i + step) - sample(i), args.rate), sample(i)
             out.frame(frame)
             if source.has_audio:
                 out.audio(wave[None, sample(i) - heard:sample(i + 1) - heard])

@@ -19,8 +19,6 @@ from typing import BinaryIO
 
 from sources.index import SHARD, Place
 
-BLOCK = 1 << 20
-
 
 class Shard:
     """A shard that is being written. It has its name only when it is whole: after `close`."""
@@ -29,11 +27,6 @@ class Shard:
         self.number, self.path, self.places = number, folder / SHARD.format(number), []
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.tar = tarfile.open(self.partial, "w")  # noqa: SIM115  closed by `close`
-
-    @property
-    def size(self) -> int:
-        """Its bytes so far."""
-        return self.tar.offset
 
     def add(self, number: int, clip: Path, text: bytes) -> Place:
         """Appends the file `clip`, the clip of that number, and the `text` about it; returns the place of the clip."""
@@ -54,9 +47,8 @@ class Shard:
         self.tar.close()
         with self.partial.open("rb+") as file:
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):                # what is read now comes from the disk, not from memory
-                with contextlib.suppress(OSError):
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(AttributeError, OSError):      # what is read now comes from the disk, not from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         for place in self.places:
             if checksum(self.partial, place.offset, place.size) != place.crc:
                 return place
@@ -74,6 +66,6 @@ def checksum(path: Path, offset: int = 0, size: int | None = None) -> int:
     crc, left = 0, os.path.getsize(path) if size is None else size
     with path.open("rb") as file:
         file.seek(offset)
-        while left and (block := file.read(min(BLOCK, left))):
+        while left and (block := file.read(min(1 << 20, left))):
             crc, left = zlib.crc32(block, crc), left - len(block)
     return crc

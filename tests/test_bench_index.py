@@ -16,7 +16,7 @@ def test_the_made_up_index_is_what_an_index_is(tmp_path, monkeypatch):
     assert made.inside(217) == made.inside(17) == "000000017.mp4"
     assert made[217].captions[0].text.endswith("000000017")
     assert made.place(217) == made.place(17)._replace(shard=2)
-    for name in index.types_of(packed=True, labels=False):
+    for name in index.columns(packed=True, labels=False):
         assert name == "hashes" or (tmp_path / "index" / name).read_bytes() == (true / name).read_bytes()
     assert len(np.unique(made.data["hashes"])) == 300
 

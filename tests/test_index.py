@@ -159,16 +159,6 @@ def test_the_classes_of_rows_are_kept_and_take_no_room_where_there_are_none(tmp_
     assert not {"labels", "label_ends"} & {p.name for p in (tmp_path / "none").iterdir()}
 
 
-def test_an_index_of_the_format_before_is_still_read(tmp_path):
-    index_of(tmp_path, ROWS)
-    head = json.loads((tmp_path / "index" / "index.json").read_text())
-    del head["labels"]
-    (tmp_path / "index" / "index.json").write_text(json.dumps(head | {"format": 2}))
-    spans = np.fromfile(tmp_path / "index" / "spans", "<f8")
-    spans.astype("<f4").tofile(tmp_path / "index" / "spans")
-    assert list(Index(tmp_path / "index")) == ROWS
-
-
 # Where clips begin
 
 def test_a_clip_begins_where_a_whole_one_follows_or_at_the_start_of_a_row_that_is_too_short():
