@@ -52,8 +52,8 @@ def flags(commands, common: argparse.ArgumentParser) -> None:
     c.add_argument("--rounds", type=count, default=15, help="timed clips of each video (default: %(default)s)")
     c.add_argument("--workers", type=count, default=os.cpu_count(), help="processes of the loader (default: one a core)")
     c.add_argument("--folder", type=Path, help="holds the videos or the index meanwhile (default: the system's)")
-    c.add_argument("--index", type=count, nargs="?", const=100_000_000, metavar="N", help="instead: what a made-up list of N "
-                   "clips costs (default: a hundred million; 120 bytes each on the disk)")
+    c.add_argument("--index", type=count, nargs="?", const=1_000_000, metavar="N", help="instead: what a made-up list of N "
+                   "clips costs (default: a million; 120 bytes each on the disk)")
 
 
 def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> list[dict]:

@@ -1,10 +1,9 @@
 """What a list of N clips costs a run: `python -m bench data --index N` writes one that is made up, and measures.
 
-Which clip fills a slot is computed (`sampling.py`) and what it is called lies in mapped files (`index.py`), so that N costs a
-worker nothing but pages of the operating system's one copy of them.
+Which clip fills a slot is computed (`engine/sampling.py`) and what it is called lies in mapped files (`sources/index.py`), so
+that N costs a worker nothing but pages of the operating system's one copy of them.
 """
 
-import json
 import math
 import os
 import tempfile
@@ -19,40 +18,9 @@ from engine.sampling import BatchSampler, Sampler
 from media.captions import Caption
 from sources import index
 
-SHARD = 8000  # clips of a made-up shard
-
-
-def write(folder: Path, n: int) -> int:
-    """Writes the index of packed clips that do not exist, one caption each, as many as whole shards hold of n -> how many.
-
-    What `index.write` writes of one shard stands there again and again, with the numbers changed that differ: much faster.
-    """
-    one, rows = folder.with_name("one shard"), min(n, SHARD)
-    said = lambda i: [Caption(1.0, 3.0, f"stir slowly until it is number {i:09}")]
-    index.write(one, folder, (index.Row(f"{i:09}.mp4", 0.0, math.inf, said(i), place=index.Place(0, 0, i * 131_072, 130_000))
-                              for i in range(rows)), packed=True)
-    folder.mkdir()
-    for name in index.columns(packed=True, labels=False):
-        column, ends = np.fromfile(one / name, index.TYPES[name]), name.endswith("_ends")
-        with (folder / name).open("wb") as file:
-            file.write(column[:1].tobytes() if ends else b"")
-            for shard in range(n // rows):
-                part = column[1:] + shard * column[-1] if ends else column
-                if name == "hashes":
-                    part = column * np.uint64(2 * shard + 1)
-                if name == "places":
-                    part["shard"] = shard
-                file.write(part.tobytes())
-            file.flush()
-            os.fsync(file.fileno())  # what the disk does not have yet would count as a worker's own
-    total = n // rows * rows
-    head = json.loads((one / "index.json").read_text()) | {"rows": total, "cues": total}
-    (folder / "index.json").write_text(json.dumps(head))
-    return total
-
 
 class Probe(Dataset):
-    """Item (step, slot) -> seconds to choose and look up a row as `data.TrainDataset` does, and the worker's memory"""
+    """Item (step, slot) -> seconds to choose and look up a row as `data.TrainDataset` does, and bytes of this worker alone."""
 
     def __init__(self, source: data.Source, slots: Sampler, last: int):
         self.source, self.slots, self.last = source, slots, last
@@ -70,12 +38,15 @@ class Probe(Dataset):
 def measure(n: int, batch: int = 2048, steps: int = 20, folder: Path | None = None) -> list[dict]:
     """Figures of a thousand clips and of n, each read by a worker of a loader; the lists are written to `folder`, or to /tmp"""
     rows = []
-    for wanted in (1000, n):
+    for clips in (1000, n):
+        made_up = (index.Row(f"{i:09}.mp4", 0.0, math.inf, [Caption(1.0, 3.0, f"stir until it is {i:09}")])
+                   for i in range(clips))
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             began = time.perf_counter()
-            clips = write(Path(scratch) / "index", wanted)
+            opened = index.write(Path(scratch) / "index", Path(scratch), made_up)
             written = time.perf_counter()
-            source = data.Source(opened := index.Index(Path(scratch) / "index"), index.held_out(opened))
+            os.sync()  # what the disk does not have yet would count as a worker's own
+            source = data.Source(opened, index.held_out(opened))
             found = time.perf_counter()
             probe = Probe(source, Sampler([len(source)], [1.0], batch, 0), batch - 1)
             loader = DataLoader(probe, batch_sampler=BatchSampler(0, steps, range(batch)), num_workers=1, collate_fn=np.array,

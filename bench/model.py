@@ -30,7 +30,6 @@ from engine import arguments
 from engine.processes import Processes
 from pretrain import Step
 from tools.dry_run import cost, flops
-from tools.figures import pyplot
 from transformer import Size, Transformer
 
 NONE = Size(layers=0, d=8, d_mlp=8, heads=1)  # a tower that is not measured
@@ -52,7 +51,6 @@ def flags(commands, common: argparse.ArgumentParser) -> None:
     c.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU that has it, else fp32")
     c.add_argument("--compile", action="store_true", help="torch.compile, for all contenders alike")
     c.add_argument("--recompute", action="store_true", help="ours computes activations again in the backward pass")
-    c.add_argument("--picture", type=Path, metavar="FILE", help="cost against drop rate beside the ideal (needs matplotlib)")
 
 
 def setting(preset: str, batch: int | str, **more) -> SimpleNamespace:
@@ -64,7 +62,7 @@ def setting(preset: str, batch: int | str, **more) -> SimpleNamespace:
     return SimpleNamespace(preset=preset, batch=batch, config=config, device=device, **s)
 
 
-def run(p: argparse.ArgumentParser, args: argparse.Namespace, device: str) -> list[dict]:
+def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> list[dict]:
     """`python -m bench model`: prints a table a part, returns the rows; exit code 2 where flags do not go together"""
     cuda = Processes().device.type == "cuda"
     parts = args.parts or (tuple(PARTS) if cuda else ("encoder", "droptoken"))
@@ -73,8 +71,6 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, device: str) -> li
         p.error("--batch max needs a GPU and --parts step")
     if batch == 1 and "step" in parts:
         p.error("--batch must be at least 2 for the whole step (batch norm)")
-    if args.picture and ("droptoken" not in parts or not args.picture.parent.is_dir() or not pyplot()):
-        p.error(f"--picture needs the part droptoken, the folder {args.picture.parent}, and matplotlib")
     how = ("precision", "tokens", "steps", "chunk", "compile", "recompute")
     s = setting(args.preset or ("mbs" if cuda else "bbs"), batch, drop=sorted(set(args.drop)),
                 **{name: getattr(args, name) for name in how})
@@ -84,8 +80,6 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, device: str) -> li
     for part in (part for part in PARTS if part in parts):
         found = PARTS[part](s)
         print(f"\n{part}: {PARTS[part].__doc__}\n{report(found)}", flush=True)
-        if part == "droptoken" and args.picture:
-            draw(found, args.picture, device)
         rows += found
     return rows
 
@@ -337,16 +331,3 @@ def report(rows: list[dict]) -> str:
                       f"{r['clips_per_s']:.2f}", f"{r['flop_per_s'] / 1e9:.0f}", f"{r['mfu']:.1%}",
                       f"{r['peak_bytes'] / 1e9:.3f} GB", note])
     return table(["", "tokens", "step", "quartiles", "clips/s", "GFLOP/s", "of matmul", "memory", ""], cells)
-
-
-def draw(rows: list[dict], path: Path, device: str) -> None:
-    """Draw cost against drop rate beside the ideal."""
-    figure, axis = pyplot().subplots(figsize=(6, 4), layout="constrained")
-    drops = [100 * r["drop"] for r in rows]
-    axis.plot(drops, [r["cost"] for r in rows], "o-", label=f"measured: {device}")
-    axis.plot(drops, [r["ideal"] for r in rows], "k:", label="ideal, from FLOPs")
-    axis.set(xlabel="tokens dropped, %", ylabel="time of a step, share of that with all tokens", ylim=(0, None),
-             title=f"DropToken, video tower of {rows[0]['preset']}, batch {rows[0]['batch']}, {rows[0]['precision']}")
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot().close(figure)

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from bench import table
+from tools.tables import TASKS
 
 HERE = Path(__file__).parent.parent
-TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
 # Table 5: top-1 of a linear classifier on HMDB51, UCF101 and ESC-50, R@10 on YouCook2 and MSR-VTT.
 DROP = {0.75: (62.5, 84.0, 78.9, 17.9, 14.1), 0.5: (64.8, 85.5, 84.1, 20.7, 14.6), 0.25: (65.6, 87.2, 84.6, 24.2, 15.1),
         0.0: (66.4, 87.6, 84.9, 23.1, 15.2)}

@@ -212,13 +212,6 @@ def test_recomputing_takes_less_memory_and_counts_the_same_work(tmp_path):
     assert found[1][1]["peak_bytes"] == found[0][1]["peak_bytes"]                             # torch's is as before
 
 
-@pytest.mark.usefixtures("two_contenders")
-def test_the_picture_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    bench.main([*MODEL, "--parts", "droptoken", "--drop", "0", "0.5", "--picture", str(tmp_path / "cost.png")])
-    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize(("wrong", "says"), [
     (["--drop", "1"], "--drop"),
     (["--batch", "0"], "--batch"),
@@ -226,7 +219,6 @@ def test_the_picture_is_drawn(tmp_path):
     (["--batch", "max"], "--parts step"),
     (["--parts", "step", "--batch", "1"], "batch norm"),
     (["--steps", "1"], "--steps"),
-    (["--parts", "encoder", "--picture", "cost.png"], "--picture"),
     (["--json", "absent/model.json"], "absent"),
 ])
 def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(wrong, says, capsys):
