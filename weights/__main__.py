@@ -43,10 +43,10 @@ def vocabulary(path: Path | None, size: int):
     """Google's list of words, one a line or each behind its id; ValueError where it does not belong to `size` vectors"""
     if path is None:
         raise ValueError("--vocabulary howto100m_en.txt, from Google's misc_data.tgz, says which word is which")
-    rows = [line.split() for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+    rows = [line.split() or [""] for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
     if all(len(row) == 2 and row[0].isdecimal() for row in rows):
-        rows = sorted((row for row in rows), key=lambda row: int(row[0]))
-    words, kind = [row[-1] if row else "" for row in rows], vatt.VARIANTS["official"].vocabulary
+        rows.sort(key=lambda row: int(row[0]))
+    words, kind = [row[-1] for row in rows], vatt.VARIANTS["official"].vocabulary
     n = len(kind.special)
     if tuple(words[:n]) != kind.special or len(set(words)) != len(words) or len(words) != size:
         raise ValueError(f"{path} is not the vocabulary of this checkpoint: it has {len(words)} lines and begins with "

@@ -5,11 +5,11 @@ says where those are, then 48 bytes that say where that is. A value is a protoco
 numbers themselves lie in `PREFIX.data-00000-of-00001` and its sisters, which are mapped into memory, not read.
 """
 
-import math
-import mmap
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 MAGIC = bytes.fromhex("57fb808b247547db")
@@ -30,76 +30,53 @@ def read(prefix: Path) -> dict[str, torch.Tensor]:
     if table[-8:] != MAGIC:
         raise ValueError(f"{index} is torn, or no checkpoint of TensorFlow 2: download it again")
     try:
-        footer = Bytes(table, len(table) - 48)
-        footer.varint(), footer.varint()                     # a block that TensorFlow leaves empty
+        footer = io.BytesIO(table[-48:])
+        varint(footer), varint(footer)                       # a block that TensorFlow leaves empty
         blocks = [value for _, value in entries(table, footer)]
-        values = {key.decode(): fields(value) for block in blocks for key, value in entries(table, Bytes(block))}
+        values = {key.decode(): fields(value) for block in blocks for key, value in entries(table, io.BytesIO(block))}
         shards = values.pop("").get(1, [1])[0]
         files = [prefix.with_name(f"{prefix.name}.data-{i:05}-of-{shards:05}") for i in range(shards)]
-        maps = [mapped(file) for file in files]
-        tensors = {}
+        if missing := [file for file in files if not file.is_file() or not file.stat().st_size]:
+            raise ValueError(f"{missing[0]} is missing or empty: download it again")
+        maps, tensors = [np.memmap(file, np.uint8, "c") for file in files], {}  # what is written there stays here
         for name, value in values.items():
             dtype, shard, offset, size = (value.get(field, [0])[0] for field in (1, 3, 4, 5))
             shape = [fields(side).get(1, [0])[0] for side in fields(value.get(2, [b""])[0]).get(2, [])]
-            if dtype not in DTYPES or not size or ".OPTIMIZER_SLOT" in name:
-                continue
-            dtype, count = DTYPES[dtype], math.prod(shape)
-            if offset + size > len(maps[shard]) or size != count * dtype.itemsize:
-                raise ValueError(f"{files[shard]} is torn: {name} is not whole in its {len(maps[shard])} bytes")
-            tensors[name] = torch.frombuffer(maps[shard], dtype=dtype, count=count, offset=offset).reshape(shape)
-    except (IndexError, KeyError, TypeError, UnicodeDecodeError) as e:
+            if dtype in DTYPES and size and ".OPTIMIZER_SLOT" not in name:
+                try:
+                    tensors[name] = torch.from_numpy(maps[shard][offset : offset + size]).view(DTYPES[dtype]).reshape(shape)
+                except RuntimeError:
+                    raise ValueError(f"{files[shard]} is torn: {name} is not whole in its {len(maps[shard])} bytes") from None
+    except (IndexError, KeyError, TypeError, UnicodeDecodeError, RecursionError) as e:
         raise ValueError(f"{index} is torn ({type(e).__name__}): download it again") from None
     return tensors
 
 
-def mapped(path: Path) -> mmap.mmap:
-    """The file as memory; what is written there stays in this process. ValueError where it is missing or empty"""
-    if not path.is_file() or not path.stat().st_size:
-        raise ValueError(f"{path} is missing or empty: download it again")
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+def varint(stream: io.BytesIO) -> int:
+    """The number that comes next: seven bits a byte, the lowest first, the eighth bit set but in the last"""
+    byte = stream.read(1)[0]
+    return byte if byte < 128 else byte - 128 + 128 * varint(stream)
 
 
-class Bytes:
-    """Bytes, read from the front"""
-
-    def __init__(self, data: bytes, at: int = 0):
-        self.data, self.at = data, at
-
-    def take(self, n: int) -> bytes:
-        """The next n of them"""
-        self.at += n
-        return self.data[self.at - n : self.at]
-
-    def varint(self) -> int:
-        """A number: seven bits a byte, the lowest first, the eighth bit set but in the last"""
-        value = shift = 0
-        while True:
-            byte = self.data[self.at]
-            value, shift, self.at = value | (byte & 127) << shift, shift + 7, self.at + 1
-            if byte < 128:
-                return value
-
-
-def entries(table: bytes, handle: Bytes) -> Iterator[tuple[bytes, bytes]]:
+def entries(table: bytes, handle: io.BytesIO) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of the block at this place; a key shares its beginning with the one before"""
-    offset, size = handle.varint(), handle.varint()
+    offset, size = varint(handle), varint(handle)
     if table[offset + size]:
         raise ValueError("the index is compressed, which TensorFlow's own never are: write the checkpoint again without")
-    block = Bytes(table[offset : offset + size])
-    key, end = b"", size - 4 - 4 * int.from_bytes(block.data[-4:], "little")
-    while block.at < end:
-        shared, rest, length = block.varint(), block.varint(), block.varint()
-        key = key[:shared] + block.take(rest)
-        yield key, block.take(length)
+    restarts = int.from_bytes(table[offset + size - 4 : offset + size], "little")
+    block, key = io.BytesIO(table[offset : offset + size - 4 - 4 * restarts]), b""
+    while block.tell() < len(block.getbuffer()):
+        shared, rest, length = varint(block), varint(block), varint(block)
+        key = key[:shared] + block.read(rest)
+        yield key, block.read(length)
 
 
 def fields(message: bytes) -> dict[int, list]:
     """A protocol buffer: number of a field -> its values, integers or bytes"""
-    found, rest = {}, Bytes(message)
-    while rest.at < len(message):
-        tag = rest.varint()
+    found, rest = {}, io.BytesIO(message)
+    while rest.tell() < len(message):
+        tag = varint(rest)
         kind = tag & 7
-        value = rest.varint() if kind == 0 else rest.take(rest.varint() if kind == 2 else {1: 8, 5: 4}[kind])
+        value = varint(rest) if kind == 0 else rest.read(varint(rest) if kind == 2 else {1: 8, 5: 4}[kind])
         found.setdefault(tag >> 3, []).append(value)
     return found

@@ -4,10 +4,9 @@ Eight bytes hold the length of a header; the header, JSON, says type, shape and 
 """
 
 import json
-import math
-import mmap
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engine.run import Run, not_finite, read_checkpoint, write_whole
@@ -36,20 +35,16 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def read(path: Path) -> dict[str, torch.Tensor]:
     """Name -> tensor in mapped memory; ValueError where the file is torn or of another kind"""
     try:
-        with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        data = np.memmap(path, np.uint8, "c")  # what is written there stays in this process
         begin = 8 + int.from_bytes(data[:8], "little")
-        tensors = {}
-        for name, entry in json.loads(data[8:begin]).items():
-            if name != "__metadata__":
-                dtype, shape, (start, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-                if not 0 <= start <= end <= len(data) - begin or end - start != math.prod(shape) * dtype.itemsize:
-                    raise ValueError(f"{name} is not whole")
-                part = torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=begin + start) if end > start else []
-                tensors[name] = torch.as_tensor(part, dtype=dtype).reshape(shape)
+        header, data, tensors = json.loads(data[8:begin].tobytes()), data[begin:], {}
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            tensors[name] = torch.from_numpy(data[start:end]).view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     except OSError as e:
         raise ValueError(f"{path} cannot be read ({e.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as e:
         raise ValueError(f"{path} is torn, or no safetensors file ({e})") from None
     if name := not_finite(tensors):
         raise ValueError(f"{path} holds weights that are not finite ({name})")
