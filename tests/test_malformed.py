@@ -112,6 +112,18 @@ def test_a_short_file_that_claims_days_has_few_moments(tmp_path):
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="workers are not forks, and do not see the decoder that dies")
+def test_a_video_that_kills_whoever_opens_it_is_named_and_the_others_are_embedded(tmp_path, videos, monkeypatch, capsys):
+    length, main = Media.duration, os.getpid()
+    dies = lambda self: os.kill(os.getpid(), signal.SIGKILL) if "02.mp4" in str(self.path) and os.getpid() != main else None
+    monkeypatch.setattr(Media, "duration", property(lambda self: (dies(self), length.__get__(self))[1]))
+    out = tmp_path / "x.npz"
+    evaluate.main(["embed", str(pretrained(tmp_path / "run")), str(videos), str(out), "--seconds", "0.4"])
+    assert re.search(r"02\.mp4: .*SIGKILL", capsys.readouterr().err)
+    assert "02.mp4" not in embed.read(out)["ids"]
+    assert "01.mp4" in embed.read(out)["ids"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="workers are not forks, and do not see the decoder that dies")
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
 @pytest.mark.parametrize("command", [
     "embed {trained} {videos} {out}/x.npz", "predict {run} {videos} --out {out}/x.csv",

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
+from tqdm import tqdm
 
 import data
 import vatt
@@ -27,6 +28,7 @@ from engine import loading
 from engine.errors import plural, printable
 from engine.processes import Processes
 from engine.run import check_zip, hold, write_whole
+from engine.workers import map_isolated
 from media import Media, Unreadable
 from sources import index
 from sources.index import Row, starts, windows
@@ -170,7 +172,7 @@ def embed(model: vatt.Trained, wanted: Wanted, out: Path, how: Reading) -> None:
     is, so that the same command goes on. ValueError, with the remedy, for what cannot be.
     """
     processes, source = how.processes, wanted.source
-    kind, root, rows, ids, problems = contents(source, wanted.kind, wanted.seconds, model.config.fps)
+    kind, root, rows, ids, problems = contents(wanted, model.config.fps, how.timeout)
     space = wanted.space or SPACES[kind][0]
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
@@ -208,10 +210,9 @@ def embed(model: vatt.Trained, wanted: Wanted, out: Path, how: Reading) -> None:
                 print(f"{out}: ids and vectors ({good.sum()} x {width}); {(~good).sum()} could not be read")
 
 
-def contents(source: Path, kind: str | None, seconds: float | None,
-             fps: float) -> tuple[str, Path, list[Row], list[str], list[str]]:
-    """A folder, a media file or a text file -> (kind, the folder that the rows lie in, rows, their ids in order, problems)"""
-    problems: list[str] = []
+def contents(wanted: Wanted, fps: float, timeout: float) -> tuple[str, Path, list[Row], list[str], list[str]]:
+    """-> (kind, the folder that the rows lie in, rows, their ids in order, problems); fps, timeout: as of `moments`"""
+    source, kind, problems = wanted.source, wanted.kind, []
     if source.is_file() and source.suffix.lower() not in TYPES:
         texts = [line.strip() for line in source.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
         if not texts or kind not in (None, "text"):
@@ -219,8 +220,8 @@ def contents(source: Path, kind: str | None, seconds: float | None,
         return "text", source.parent, [Row("", 0.0, math.inf, [])] * len(texts), texts, problems
     root, paths = files_in(source, problems)
     kind, paths = of_kind(source, paths, kind, problems)
-    if seconds and kind == "video":
-        return kind, root, *moments(root, paths, seconds, fps, problems), problems
+    if wanted.seconds and kind == "video":
+        return kind, root, *moments(root, paths, wanted.seconds, fps, problems, timeout), problems
     return kind, root, [Row(path, 0.0, math.inf, []) for path in paths], paths, problems
 
 
@@ -248,19 +249,30 @@ def of_kind(source: Path, paths: list[str], kind: str | None, problems: list[str
     return kind, chosen
 
 
-def moments(source: Path, paths: list[str], seconds: float, fps: float, problems: list[str]) -> tuple[list[Row], list[str]]:
+def duration(path: Path) -> float | str:
+    """Seconds of a video, or why it cannot be read"""
+    try:
+        with Media(path) as media:
+            return media.duration
+    except Unreadable as e:
+        return e.reason
+
+
+def moments(source: Path, paths: list[str], seconds: float, fps: float, problems: list[str],
+            timeout: float = 600) -> tuple[list[Row], list[str]]:
     """Videos in parts of `seconds` that overlap by half, the last one at the end; ids are the videos' paths.
 
-    They begin on whole frames, `fps` of them a second, so that those that overlap show the same frames.
+    They begin on whole frames, `fps` of them a second, so that those that overlap show the same frames. A video that cannot be
+    opened, or whose process dies or takes more than `timeout` seconds, is named in `problems`.
     """
     items, ids = [], []
-    for path in paths:
-        try:
-            with Media(source / path) as media:
-                last = max(0.0, media.duration - seconds)
-        except Unreadable as e:
-            problems.append(f"{printable(path)}: {e.reason}")
+    with contextlib.closing(map_isolated(duration, [source / path for path in paths], 1, timeout)) as found:
+        durations = [said for _, said in tqdm(found, "lengths", len(paths), leave=False, delay=5)]
+    for path, length in zip(paths, durations, strict=True):
+        if not isinstance(length, float):
+            problems.append(f"{printable(path)}: {getattr(length, 'reason', length)}")
             continue
+        last = max(0.0, length - seconds)
         steps = min(math.ceil(2 * last / seconds), os.path.getsize(source / path))  # a length may be a lie
         begins = windows(0.0, last, max(1, steps) + 1, fps)[:steps + 1]
         items += [Row(path, start, start + seconds, []) for start in begins]
@@ -278,49 +290,30 @@ def resumed(out: Path, key: str, total: int, width: int, parts: Callable, proces
     on: `key` tells whether it is the same.
     """
     mine, failed = np.arange(processes.rank, total, processes.world), []
-    kept = Partial(out, processes, width, key, len(mine))
-    if kept.rows:
-        processes.print(f"{kept.rows} done before")
-    for z, bad in parts(mine[kept.rows :]):
-        kept.add(z)
-        failed += bad
-    table = shares(torch.from_numpy(kept.read()), total, processes).numpy()
-    yield table, [pair for part in processes.collect(failed) for pair in part]
-    processes.wait()
-    kept.remove()
-
-
-class Partial:
-    """The vectors that this process has so far, in a file beside `out`; begun anew where they are of other files or flags."""
-
-    def __init__(self, out: Path, processes: Processes, width: int, key: str, most: int):
-        self.path, self.width = out.with_name(f"{out.name}.{processes.rank}-of-{processes.world}.partial"), width
-        self.head = self.path.with_suffix(".key")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("ab")
+    path = out.with_name(f"{out.name}.{processes.rank}-of-{processes.world}.partial")
+    head = path.with_suffix(".key")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
         try:
-            hold(self.file)
+            hold(file)
         except (BlockingIOError, PermissionError):
             raise ValueError(f"another process is writing {out}: wait for it, or name another file") from None
-        self.rows = self.path.stat().st_size // (4 * width)
-        if not self.head.is_file() or self.head.read_text() != key or self.rows > most:
-            self.rows = 0
-        self.file.truncate(self.rows * 4 * width)               # a row that a kill cut short, or all of them
-        self.head.write_text(key)
-
-    def add(self, rows: torch.Tensor) -> None:
-        """More of them, (B, d) float32"""
-        self.file.write(rows.numpy().astype("<f4").tobytes())
-        self.file.flush()
-
-    def read(self) -> np.ndarray:
-        """All of them, (n, d)"""
-        return np.fromfile(self.path, "<f4").reshape(-1, self.width)
-
-    def remove(self) -> None:
-        """Delete it, when `out` is whole."""
-        self.path.unlink()
-        self.head.unlink()
+        done = path.stat().st_size // (4 * width)
+        if not head.is_file() or head.read_text() != key or done > len(mine):  # of other files or flags
+            done = 0
+        file.truncate(done * 4 * width)         # a row that a kill cut short, or all of them
+        head.write_text(key)
+        if done:
+            processes.print(f"{done} done before")
+        for rows, bad in parts(mine[done:]):
+            file.write(rows.numpy().astype("<f4").tobytes())
+            file.flush()
+            failed += bad
+        table = shares(torch.from_numpy(np.fromfile(path, "<f4").reshape(-1, width)), total, processes).numpy()
+        yield table, [pair for part in processes.collect(failed) for pair in part]
+        processes.wait()
+    path.unlink()
+    head.unlink()
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
