@@ -103,14 +103,12 @@ def flags(task: str | None = None, values: dict | None = None) -> argparse.Argum
     g.add_argument("--modality", choices=("video", "audio", "image"), help="what is read (default: what the files are)")
     g.add_argument("--classifier", choices=("low-rank", "svm"), help="what is trained on the features (A.3.2, A.4)")
     g = p.add_argument_group("model (defaults: those of --init, else of --preset)")
-    arguments.add_shared(g, "--init", "--frames", "--fps", "--size", "--patch", "--audio-input", "--rate", "--dropout")
-    arguments.add_shared(g, "--preset", choices=vatt.PRESETS)
+    arguments.model_flags(g, vatt.PRESETS)
     g.add_argument("--scratch", action="store_true", help="start from random weights, of the model of --init where given")
     g.add_argument("--classifier-dropout", type=arguments.share, metavar="SHARE", help="dropout before the classifier, a share")
     g = p.add_argument_group("optimisation")
-    arguments.add_shared(g, "--steps", "--warmup", "--area", "--colour")
+    arguments.optimisation_flags(g, 1)
     g.add_argument("--epochs", type=arguments.positive, help="passes through the files, in place of --steps")
-    g.add_argument("--batch", type=arguments.count, help="clips in a batch, over all processes")
     g.add_argument("--lr", type=arguments.positive, help="learning rate of SGD after the warm-up; linear: of Adam, throughout")
     g.add_argument("--clip", type=arguments.amount, metavar="NORM", help="largest norm of the backbone's gradient; 0: any")
     g.add_argument("--drop", type=arguments.share, metavar="SHARE", help="share of the tokens that DropToken drops (Table 6)")
@@ -126,10 +124,10 @@ def flags(task: str | None = None, values: dict | None = None) -> argparse.Argum
     g.add_argument("--windows", type=arguments.count, help="views of a file in time (A.2.5)")
     g.add_argument("--crops", type=arguments.count, help="views in space, of each of those in time (A.2.5)")
     arguments.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "score")
+    arguments.show_defaults(p, values or {})
     for action in p._actions:
         if action.dest in UNUSED.get(task, set().union(*UNUSED.values())):
             action.help = argparse.SUPPRESS
-    arguments.show_defaults(p, values or {})
     return p
 
 
@@ -195,20 +193,6 @@ def settings(given: dict, processes: Processes) -> argparse.Namespace:
     return s
 
 
-def settled(s: argparse.Namespace, found: Labelled) -> argparse.Namespace:
-    """The settings with what is known when the files are"""
-    s = argparse.Namespace(**vars(s))
-    if s.steps is None:
-        s.steps = max(1, math.ceil(s.epochs * len(found.train) / s.batch))
-    if s.warmup is None:  # the recipe's is meant for more steps
-        s.warmup = min(defaults(vars(s))["warmup"], s.steps // 10)
-    if s.fps is None:  # Section A.2.1: of video a stride of 2 at 25 fps, of audio what it was
-        s.fps = 12.5 if found.kind == "video" else pretrained(Path(s.init))[0].fps
-    if found.kind == "image":
-        s.frames = s.patch[0]
-    return s
-
-
 # --------------------------------------------------------------------------------------------------------------------- one run
 
 
@@ -249,6 +233,7 @@ class Task(NamedTuple):
     spec: ClipSpec
     model: Classifier
     state: dict | None       # the newest checkpoint
+    features: Path           # the folder that keeps those of a frozen backbone
 
     @property
     def metric(self) -> str:
@@ -259,7 +244,7 @@ class Task(NamedTuple):
         """All views of the files of `rows`, but for those that have killed workers"""
         return kind([Source.to_test(rows)], spec, classes=len(self.data.classes), skip=self.run.killers())
 
-    def training_clips(self) -> TrainDataset:
+    def clips(self) -> TrainDataset:
         """Random clips of the files to train on, but for those that have killed workers"""
         s, files = self.settings, Source.to_train(self.data.train)
         return TrainDataset([files], Sampler([len(files)], [1.0], s.batch, s.seed), self.spec, s.seed,
@@ -272,73 +257,83 @@ class Task(NamedTuple):
             self.run.write("best.pt", {"step": step, "model": self.model.state_dict()})
         return {**scores, "best": max(best, scores[self.metric])}
 
+    def score(self, step: int, logits: torch.Tensor, targets: torch.Tensor, failed: list) -> dict:
+        """`best` of what the classifier says (N, C) of the test files, whose classes are (N, C)"""
+        return self.best(step, evaluate.score(self.model, logits, targets, failed))
+
     def line(self, row: dict) -> str:
         """The loss, and the score, where there is one, in a second line"""
         held = f"\nheld-out {self.metric} {100 * row['held_out'][self.metric]:.1f}%" if "held_out" in row else ""
         return f"loss {'nan' if row['loss'] is None else round(row['loss'], 3)}" + held
 
-    def score(self, step: int, logits: torch.Tensor, targets: torch.Tensor, failed: list) -> dict:
-        """`best` of what the classifier says (N, C) of the test files, whose classes are (N, C)"""
-        return self.best(step, evaluate.score(self.model, logits, targets, failed))
 
-
-def listed(args: argparse.Namespace, out: Path, processes: Processes) -> tuple[Labelled, list[str]]:
-    """The labelled files, listed by the first process, and what is wrong with the list; ValueError where they will not do"""
-    problems: list[str] = []
-    load = lambda: official.load(args.data, out / "index", problems, args.part, args.allow_outside)
-    found = load() if processes.first else None
-    processes.wait()
-    found = processes.collect(found)[0]
-    if found.missing:
-        problems.append(f"{len(found.missing)} of {sum(found.listed)} listed files are missing:")
-    kind = found.kind if args.task == "linear" and not args.modality else args.modality or args.task
-    if not found.classes:
-        raise ValueError(f"--data {args.data} has captions, not classes: name data with labels")
-    if not found.train or not found.test:
-        raise ValueError(f"--data {args.data}: found {len(found.train)} files to train on and {len(found.test)} to test on, of "
-                         f"{found.listed[0]} and {found.listed[1]} listed: it needs both")
-    if found.kind not in READS[kind]:
-        raise ValueError(f"--data {args.data} is {found.kind}, and --task {args.task} was to learn from {kind}: name other "
-                         f"data, or another --task or --modality")
-    return found._replace(kind=kind), [*problems, *found.missing]
-
-
-def train(s: argparse.Namespace, processes: Processes) -> dict:
-    """One run, from the settings to its scores."""
-    scratch = tempfile.TemporaryDirectory() if s.dry_run else None
-    with user_errors():
+def train(s: argparse.Namespace, processes: Processes, features: Path | None = None) -> dict:
+    """One run, from the settings to its scores; `features`: as of a Task, unasked that of the run."""
+    with user_errors(), tempfile.TemporaryDirectory() if s.dry_run else contextlib.nullcontext(s.out) as out:
         processes.agree({f"--{name.replace('_', '-')}": value for name, value in arguments.plain(s).items()})
-        run = Run(Path(scratch.name) if scratch else s.out)
+        run = Run(Path(out))
         if processes.first:
             run.claim()
-        found, problems = listed(s, run.out, processes)
-        s = settled(s, found)
-        s.files = found.digest
-        if processes.first:
-            saved = run.read_config()["settings"] if run.began else {"files": s.files}
-            if saved.get("files", s.files) != s.files:
-                problems.append(f"{s.data}: files, labels or times changed since the run began; it goes on with those of now")
-            moved = saved.get("files") == s.files or official.same(saved.get("data") or "", s.data)
-            run.begin(arguments.plain(s), arguments.MAY_DIFFER | {"files"} | ({"data"} if moved else set()))
-            told = Problems(run.out / "problems.txt")
-            for line in problems:
-                told.append(printable(line))
-            told.warn()
+        found = listed(s, run, processes)
         if s.task in run.results():
             scores = run.results()[s.task]
             processes.print(f"{s.out} is finished; another --out makes another run\n{tables.classes(scores)}\n")
             return scores
-        processes.agree({"the checksum of --data": [zlib.crc32(rows.data["hashes"]) for rows in (found.train, found.test)]})
         loading.check_open_files(s.workers)
-        task = build(s, run, processes, found)
-    processes.print(f"{s.task} {s.data}: {sum(p.numel() for p in task.model.parameters()) / 1e6:.1f} M parameters, "
-                    f"{'pre-trained' if s.init and not s.scratch else 'random'} at first, {s.precision} on {processes.world} x "
-                    f"{processes.device.type}; {len(found.train)} of {found.listed[0]} listed clips to train on, "
-                    f"{len(found.test)} of {found.listed[1]} to test on, {len(found.classes)} classes; {s.out}")
-    return finish(task, *(linear.train if s.task == "linear" else fine_tune)(task)) if not s.dry_run else preview(task)
+        task = build(s, run, processes, found, features or run.out)
+        processes.print(f"{s.task} {s.data}: {sum(p.numel() for p in task.model.parameters()) / 1e6:.1f} M parameters, "
+                        f"{'pre-trained' if s.init and not s.scratch else 'random'} at first, {s.precision} on "
+                        f"{processes.world} x {processes.device.type}; {len(found.train)} of {found.listed[0]} listed clips to "
+                        f"train on, {len(found.test)} of {found.listed[1]} to test on, {len(found.classes)} classes; {s.out}")
+        if s.dry_run:
+            return preview(task)
+    return finish(task, *(linear.train if s.task == "linear" else fine_tune)(task))
 
 
-def build(s: argparse.Namespace, run: Run, processes: Processes, found: Labelled) -> Task:
+def listed(s: argparse.Namespace, run: Run, processes: Processes) -> Labelled:
+    """The labelled files, listed by the first process, which says what is wrong with the list; completes the settings.
+
+    ValueError where the files will not do, or the run is of other settings.
+    """
+    problems: list[str] = []
+    found = (official.load(s.data, run.out / "index", problems, s.part, s.allow_outside) if processes.first else None)
+    processes.wait()
+    found = processes.collect(found)[0]
+    kind = found.kind if s.task == "linear" and not s.modality else s.modality or s.task
+    if not found.classes:
+        raise ValueError(f"--data {s.data} has captions, not classes: name data with labels")
+    if not found.train or not found.test:
+        raise ValueError(f"--data {s.data}: found {len(found.train)} files to train on and {len(found.test)} to test on, of "
+                         f"{found.listed[0]} and {found.listed[1]} listed: it needs both")
+    if found.kind not in READS[kind]:
+        raise ValueError(f"--data {s.data} is {found.kind}, and --task {s.task} was to learn from {kind}: name other "
+                         f"data, or another --task or --modality")
+    if s.steps is None:
+        s.steps = max(1, math.ceil(s.epochs * len(found.train) / s.batch))
+    if s.warmup is None:  # the recipe's is meant for more steps
+        s.warmup = min(defaults(vars(s))["warmup"], s.steps // 10)
+    if s.fps is None:  # Section A.2.1: of video a stride of 2 at 25 fps, of audio what it was
+        s.fps = 12.5 if kind == "video" else pretrained(Path(s.init))[0].fps
+    if kind == "image":
+        s.frames = s.patch[0]
+    s.files = found.digest
+    if processes.first:
+        if found.missing:
+            problems += [f"{len(found.missing)} of {sum(found.listed)} listed files are missing:", *found.missing]
+        saved = run.read_config()["settings"] if run.began else {"files": s.files}
+        if saved.get("files", s.files) != s.files:
+            problems.append(f"{s.data}: files, labels or times changed since the run began; it goes on with those of now")
+        moved = saved.get("files") == s.files or official.same(saved.get("data") or "", s.data)
+        run.begin(arguments.plain(s), arguments.MAY_DIFFER | {"files"} | ({"data"} if moved else set()))
+        told = Problems(run.out / "problems.txt")
+        for line in problems:
+            told.append(printable(line))
+        told.warn()
+    processes.agree({"the checksum of --data": [zlib.crc32(rows.data["hashes"]) for rows in (found.train, found.test)]})
+    return found._replace(kind=kind)
+
+
+def build(s: argparse.Namespace, run: Run, processes: Processes, found: Labelled, features: Path) -> Task:
     """The classifier on its device, with the weights of --init or random ones, and how a view is cut."""
     spec = ClipSpec((found.kind,), s.frames, s.fps, s.size, s.rate, area=tuple(s.area), colour=tuple(s.colour), flip=s.flip,
                     mixup=s.mixup, windows=s.windows, crops=s.crops, cache=s.cache)
@@ -353,13 +348,13 @@ def build(s: argparse.Namespace, run: Run, processes: Processes, found: Labelled
         raise ValueError(f"--out {s.out} was trained on other classes than --data {s.data} has: name another folder")
     if s.init and not s.scratch and not state:
         start_from(model, Path(s.init))
-    return Task(s, run, processes, found, spec, loop.configure(model, s, processes.device), state)
+    return Task(s, run, processes, found, spec, loop.configure(model, s, processes.device), state, features)
 
 
 def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
     """Train the whole model by SGD on random views (Sections A.2.5, A.3) -> its scores on the test files, the bad files"""
     s, run, processes, model = task.settings, task.run, task.processes, task.model
-    clips, test = task.training_clips(), task.files(task.data.test, task.spec)
+    clips, test = task.clips(), task.files(task.data.test, task.spec)
     with user_errors():
         net = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world > 1 else model
         optimizer = SGD(model.parameters(), s.lr)
@@ -389,7 +384,7 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
 
 def preview(task: Task) -> dict:
     """Print the shapes of a batch (--dry-run) -> no scores"""
-    clips = task.training_clips()
+    clips = task.clips()
     batch, _ = loading.collate([clips[0, slot] for slot in range(min(8, task.settings.batch))])
     print(dry_run.shapes(batch))
     return {}
@@ -454,7 +449,8 @@ def main(argv: list[str] | None = None) -> None:
     elif s.part != "all":
         train(s, processes)
     else:
-        each = [train(argparse.Namespace(**{**vars(s), "part": n, "out": s.out / f"part-{n}"}), processes) for n in parts]
+        each = [train(argparse.Namespace(**{**vars(s), "part": n, "out": s.out / f"part-{n}"}), processes, s.out)
+                for n in parts]
         if processes.first and all(each):
             name = "mAP" if "mAP" in each[0] else "top-1"
             scores = [one[name] for one in each]

@@ -309,7 +309,7 @@ class Classifier(nn.Module):
         self.components = components
         self.precision, self.windows, self.crops = "fp32", 1, 1
         self.backbone = VARIANTS[config.variant].backbones(config, ("audio" if kind == "audio" else "video",))
-        d = (config.audio if kind == "audio" else config.video).d
+        self.width = d = (config.audio if kind == "audio" else config.video).d
         if head == "linear":
             self.classifier = LinearClassifier(d, len(classes), dropout, multi)
         else:

@@ -33,27 +33,28 @@ count, whole, positive, amount = number(int, 1), number(int, 0), number(float, a
 fraction, share = number(float, 0, 1), number(float, 0, below=1)
 
 
-SHARED = {
-    "--preset": dict(help="sizes of the model (Table 7) and recipe of the training: the defaults of other flags"),
-    "--init": dict(metavar="RUN", help="start from this run: its model, if of other sizes of clips, and its weights"),
-    "--frames": dict(type=count, help="frames of a clip; its audio is as long (A.2.1)"),
-    "--fps": dict(type=number(float, most=240, above=0), help="frames per second (A.2.1)"),
-    "--size": dict(type=count, help="height and width of a frame, pixels (A.2.1)"),
-    "--patch": dict(type=count, nargs=3, metavar=("T", "H", "W"), help="frames, rows and columns of a video patch (3.1)"),
-    "--audio-input": dict(choices=("waveform", "spectrogram"), help="what audio tokens are made from (Table 10)"),
-    "--rate": dict(type=number(int, 1000), help="samples of audio per second, Hz"),
-    "--dropout": dict(type=share, help="dropout in the Transformers, a share"),
-    "--steps": dict(type=count, help="batches in all"),
-    "--warmup": dict(type=whole, metavar="STEPS", help="steps in which the learning rate rises from 0"),
-    "--area": dict(type=fraction, nargs=2, metavar=("MIN", "MAX"), help="area of a crop, a fraction of the frame's (A.2.1)"),
-    "--colour": dict(type=amount, nargs=4, metavar=tuple("BSCH"), help="most change of brightness, saturation, contrast, hue"),
-}
+def model_flags(group, presets) -> None:
+    """Add the flags of the model, and of the clips that it takes."""
+    add = group.add_argument
+    add("--preset", choices=presets, help="sizes of the model (Table 7) and recipe of the training: defaults of other flags")
+    add("--init", metavar="RUN", help="start from this run: its model, if of other sizes of clips, and its weights")
+    add("--frames", type=count, help="frames of a clip; its audio is as long (A.2.1)")
+    add("--fps", type=number(float, most=240, above=0), help="frames per second (A.2.1)")
+    add("--size", type=count, help="height and width of a frame, pixels (A.2.1)")
+    add("--patch", type=count, nargs=3, metavar=("T", "H", "W"), help="frames, rows and columns of a video patch (3.1)")
+    add("--audio-input", choices=("waveform", "spectrogram"), help="what audio tokens are made from (Table 10)")
+    add("--rate", type=number(int, 1000), help="samples of audio per second, Hz")
+    add("--dropout", type=share, help="dropout in the Transformers, a share")
 
 
-def add_shared(group, *names: str, **more) -> None:
-    """Add flags that both scripts have, to a group of an argument parser."""
-    for name in names:
-        group.add_argument(name, **SHARED[name], **more)
+def optimisation_flags(group, least_batch: int) -> None:
+    """Add the flags of how long a model learns, and from what; a batch has at least so many clips."""
+    add = group.add_argument
+    add("--steps", type=count, help="batches in all")
+    add("--batch", type=number(int, least_batch), help="clips in a batch, over all processes")
+    add("--warmup", type=whole, metavar="STEPS", help="steps in which the learning rate rises from 0")
+    add("--area", type=fraction, nargs=2, metavar=("MIN", "MAX"), help="area of a crop, a fraction of the frame's (A.2.1)")
+    add("--colour", type=amount, nargs=4, metavar=tuple("BSCH"), help="most change of brightness, saturation, contrast, hue")
 
 
 def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
@@ -81,8 +82,7 @@ def show_defaults(p: argparse.ArgumentParser, values: dict) -> None:
     """End each help text with the value that the flag has where it is not given."""
     for action in p._actions:
         value = values.get(action.dest)
-        shown = action.help != argparse.SUPPRESS and "(default" not in action.help
-        if shown and value is not None and not isinstance(value, bool):
+        if value is not None and not isinstance(value, bool) and "(default" not in action.help:
             numbers = value if isinstance(value, tuple | list) else [value]
             action.help += f" (default: {' '.join(f'{v:.4g}' if isinstance(v, float) else str(v) for v in numbers)})"
 

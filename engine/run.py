@@ -33,14 +33,10 @@ class Run:
         if names and not names & {"config.json", ".lock"}:
             raise ValueError(f"--out {self.out} holds files but is no run (it has no config.json): name another folder")
         self.out.mkdir(parents=True, exist_ok=True)
-        self.hold()
+        self.lock = lock(self.out / ".lock", f"--out {self.out}")
         if not self.began:  # new, or an attempt that never came to its first step
             shutil.rmtree(self.out / "index", ignore_errors=True)
             (self.out / "vocabulary.txt").unlink(missing_ok=True)
-
-    def hold(self) -> None:
-        """Lock the folder until the process ends; ValueError where another process has it."""
-        self.lock = lock(self.out / ".lock", f"--out {self.out}")
 
     def begin(self, settings: dict, may_differ: set[str]) -> None:
         """Claim the folder, if that is not done, to go on with its run; ValueError that names the settings that differ."""
@@ -112,7 +108,7 @@ class Run:
         for path in self.checkpoints():
             if step_of(path) > step:
                 path.unlink()
-        self.cut_log(step)
+        write_text(self.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] < step))
 
     def blame(self, path: str) -> str:
         """Record that a worker died or hung over this file; what that means, for the user"""
@@ -124,10 +120,6 @@ class Run:
         """The files over which workers have died or hung twice: they are left out from the next start on"""
         deaths = collections.Counter(row.get("path") for row in read_rows(self.out / "deaths.jsonl"))
         return frozenset(path for path, n in deaths.items() if n >= 2)
-
-    def cut_log(self, step: int) -> None:
-        """Remove the rows of metrics.jsonl from `step` on: they will be made again."""
-        write_text(self.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] < step))
 
     def log(self, row: dict) -> None:
         """Appends one JSON object to metrics.jsonl, and its numbers to TensorBoard's events where that is installed"""

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from engine import arguments
 from engine.errors import fail, user_errors
-from engine.run import Run, write_text
+from engine.run import lock, write_text
 from engine.workers import Failed, map_isolated
 from media import Media, Unreadable
 from media.captions import Caption, nearest
@@ -80,7 +80,7 @@ def run(_, args: argparse.Namespace) -> None:
             fail(130, "stopped; the same command goes on")
 
 
-def begin(args: argparse.Namespace) -> Run:
+def begin(args: argparse.Namespace):
     """Makes OUT, locks it and lists the source, or finds what was begun there; returns what holds the lock.
 
     ValueError where OUT holds something else or what was packed otherwise, or where another process packs into it.
@@ -94,8 +94,7 @@ def begin(args: argparse.Namespace) -> Run:
         raise ValueError(f"{root} is packed already")
     settings = {"source": str(root.absolute()), "kind": kind, **{name: getattr(args, name) for name in FORM}}
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(out)
-    run.hold()
+    held = lock(out / ".lock", f"--out {out}")
     if begun:
         before = json.loads(card.read_text(encoding="utf-8"))["settings"]
         if differ := [f"{k} was {before.get(k)} and is {settings[k]}" for k in settings if before.get(k, "") != settings[k]]:
@@ -104,7 +103,7 @@ def begin(args: argparse.Namespace) -> Run:
         shutil.rmtree(out / "partial", ignore_errors=True)  # of a start that did not come this far
         layouts.list_files(kind, root, out / "partial" / "source", out / "problems.txt", args.language)
         write_text(card, json.dumps({"settings": settings}, indent=2) + "\n")
-    return run
+    return held
 
 
 def pack_all(source: Index, args: argparse.Namespace) -> None:

@@ -229,6 +229,9 @@ def test_all_folds_are_trained_each_and_their_mean_is_printed(init, tmp_path, ca
         config = json.loads((tmp_path / "run" / f"part-{fold}" / "config.json").read_text())
         assert config["settings"]["part"] == fold
         assert results(tmp_path / "run" / f"part-{fold}", "linear")["N"] == 3
+    # Features of all 15 files in one view, to train on, and in two to test on: computed once for all folds.
+    kept = sorted(path.stat().st_size for path in (tmp_path / "run").glob("features-*"))
+    assert kept == [15 * (68 + 4 * 32 * views) for views in (1, 2)]
     assert "split or fold 7" in refused([*argv, "--fold", "7", "--out", str(tmp_path / "seven")], capsys)
 
 

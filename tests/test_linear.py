@@ -36,26 +36,36 @@ def features(model, tests, path):
 
 def test_features_are_z_out_of_every_view_and_computed_once(tests, tmp_path, monkeypatch):
     model = Classifier(CONFIG, "video", CLASSES, head="low-rank").eval()
-    found = features(model, tests, tmp_path / "f.npz")
+    found = features(model, tests, tmp_path)
     assert found.number.tolist() == [0, 1, 3, 4, 5, 6]
     assert found.failed == [(tests.row(2)[0].name(2), "empty file")]
     for row, i in enumerate(found.number.tolist()):
         assert_close(found.z[row], model.features(data.augment(torch.from_numpy(tests[i][0]["video"]))))
     monkeypatch.setattr(model, "features", None)  # what is not called again
     same = clips_to_test(index.write(tmp_path / "index", tests.row(0)[0].root, tests.row(0)[0]), 3, tests.spec)
-    again = features(model, same, tmp_path / "f.npz")
+    again = features(model, same, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(found[:3], again[:3], strict=True))
     assert again.failed == found.failed
 
 
+def test_features_that_a_kill_cut_short_or_a_disk_has_altered_are_computed_again(tests, tmp_path):
+    model = Classifier(CONFIG, "video", CLASSES, head="low-rank").eval()
+    found = features(model, tests, tmp_path)
+    path, = tmp_path.glob("features-*.0")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:-7])
+    assert torch.equal(features(model, tests, tmp_path).z, found.z)
+    assert len(path.read_bytes()) == len(whole) // 6 * 7, "the altered record stays, and both are written anew"
+
+
 def test_other_weights_or_other_files_have_other_features(tests, tmp_path):
     model = Classifier(CONFIG, "video", CLASSES, head="low-rank").eval()
-    first = features(model, tests, tmp_path / "f.npz")
+    first = features(model, tests, tmp_path)
     torch.manual_seed(1)
-    second = features(Classifier(CONFIG, "video", CLASSES, head="low-rank").eval(), tests, tmp_path / "f.npz")
+    second = features(Classifier(CONFIG, "video", CLASSES, head="low-rank").eval(), tests, tmp_path)
     assert not torch.equal(first.z, second.z)
     fewer = clips_to_test(tests.row(0)[0], 3, tests.spec, at=np.arange(2))
-    assert len(features(model, fewer, tmp_path / "f.npz").z) == 2
+    assert len(features(model, fewer, tmp_path).z) == 2
 
 
 def test_a_step_trains_13_components_of_the_classifier_and_nothing_of_the_backbone():

@@ -156,7 +156,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 def test_rows_past_the_checkpoint_and_torn_rows_are_cut_from_the_log(tmp_path):
     run = Run(tmp_path)
     write_text(tmp_path / "metrics.jsonl", "".join(json.dumps({"step": i}) + "\n" for i in range(5)) + '{"step": 5, "lo')
-    run.cut_log(3)
+    run.forget(3)
     assert [row["step"] for row in run.rows()] == [0, 1, 2]
 
 

@@ -3,10 +3,9 @@
     z (N, V, d)   z_out of V views of each of N files      y (N, C)   their classes, ones among zeros
 """
 
-import contextlib
 import signal
 import sys
-import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ import vatt
 from engine import arguments, loop
 from engine.errors import fail, printable, user_errors
 from engine.processes import GracefulShutdown, Stopped
-from engine.run import check_zip, load_weights, write_whole
+from engine.run import load_weights
 from engine.sampling import Sampler, generator
 from tools.embed import Reading, digest, file_states, over_files, weights_digest
 
@@ -39,8 +38,7 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
         known = (task.files(task.data.train, task.spec, RandomPasses) if s.classifier == "svm" else
                  task.files(task.data.train, task.spec._replace(windows=1, crops=1)))
         how = Reading(processes, s.batch, s.workers, timeout=s.timeout)
-        known, test = (features(model, clips, task.run.out / f"features-{name}.npz", how) for clips, name in (
-            (known, "train"), (task.files(task.data.test, task.spec), "test")))
+        known, test = (features(model, clips, task.features, how) for clips in (known, task.files(task.data.test, task.spec)))
         bad = loop.FailureBudget(s.max_bad)
         bad.add(len(known.z), known.failed)
         if bad.too_many:
@@ -74,8 +72,8 @@ class RandomPasses(data.TestDataset):
     """Item i -> `windows` random views of a row, as in as many passes over the data: place, square, flip, no colour (A.4)."""
 
     def views(self, media, row: data.Row, number: int) -> tuple[float, dict]:
-        """A function of the row's number"""
-        s, rng, clips = self.spec, generator(0, number), []
+        """A function of the row's path and place in it"""
+        s, rng, clips = self.spec, generator(0, zlib.crc32(repr((row.path, row.start)).encode("utf-8", "replace"))), []
         for _ in range(s.windows):
             clip = data.read_clip(media, row, data.random_start(rng, row, media.duration, s), s, lambda w, h: square(rng, w, h))
             if rng.random() < s.flip:
@@ -100,62 +98,67 @@ class Features(NamedTuple):
     failed: list[tuple[str, str]]
 
 
-def features(model: vatt.Classifier, clips: data.TestDataset, cached: Path, how: Reading) -> Features:
-    """z_out of all views of the files of `clips`, from the file `cached` where that is of these weights, files and views.
+def features(model: vatt.Classifier, clips: data.TestDataset, folder: Path, how: Reading) -> Features:
+    """z_out of all views of the files of `clips`; those of these weights, files and views that `folder` keeps are not computed.
 
-    ValueError where no file can be read.
+    ValueError where no file can be read; a signal ends the process, and the same command goes on.
     """
-    listed = [clips.row(i) for i in range(len(clips))]
-    names = [index.name(number) for index, number in listed]
-    key = digest(type(clips).__name__, clips.spec._replace(cache=0.0), model.precision, weights_digest(model.backbone),
-                 file_states(map(Path, names)), names, [index[number] for index, number in listed])
-    rows, failed = {}, []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile):
-        check_zip(cached)
-        with np.load(cached, allow_pickle=False) as saved:  # else they are computed anew
-            if str(saved["digest"]) == key:
-                z, y, number, bad = (saved[name] for name in ("z", "y", "number", "failed"))
-                rows = dict(zip(number.tolist(), zip(torch.from_numpy(z), torch.from_numpy(y), strict=True), strict=True))
-                failed = [(str(path), str(reason)) for path, reason in bad]
-    unread = {path for path, _ in failed}
-    left = [i for i, name in enumerate(names) if i not in rows and name not in unread]
-    if left:
-        stopped = compute(model, clips.part(left), left, how, rows, failed)
-        rows = {i: row for part in how.processes.collect(rows) for i, row in part.items()}
-        failed = sorted({tuple(pair) for part in how.processes.collect(failed) for pair in part})
-        if how.processes.first and rows:
-            write_whole(cached, lambda file: np.savez(
-                file, digest=key, number=np.array(sorted(rows)), z=np.stack([rows[i][0] for i in sorted(rows)]),
-                y=np.stack([rows[i][1] for i in sorted(rows)]), failed=np.array(failed, dtype=str).reshape(-1, 2)))
-        how.processes.wait()
-        if stopped:
-            how.processes.print(f"stopped with {len(rows)} of {len(clips)} files in {cached}; the same command goes on")
-            sys.exit(stopped)
-    if not rows:
-        raise ValueError(f"none of the {len(clips)} files could be read, first {failed[0][0]}: {failed[0][1]}" if failed
+    processes, rows = how.processes, [clips.row(i) for i in range(len(clips))]
+    views = clips.spec.windows if isinstance(clips, RandomPasses) else clips.spec.views
+    of = digest(type(clips).__name__, clips.spec._replace(cache=0.0), model.precision, weights_digest(model.backbone))
+    keys = [digest(index.name(number), index[number]._replace(labels=()), file_states([Path(index.name(number))])).encode()
+            for index, number in rows]
+    record = np.dtype([("key", "S64"), ("crc", "<u4"), ("z", "<f4", (views, model.width))])
+    cached = folder / f"features-{of[:16]}"
+    kept = read(cached, record)
+    left = [i for i, key in enumerate(keys) if key not in kept]
+    processes.wait()  # all have read, before one writes
+    failed = compute(model, clips.part(left), [keys[i] for i in left], cached, record, how) if left else []
+    kept = read(cached, record) if left else kept
+    number = [i for i, key in enumerate(keys) if key in kept]
+    if not number:
+        raise ValueError(f"none of the {len(keys)} files could be read, first {failed[0][0]}: {failed[0][1]}" if failed
                          else "there are no files to compute features of")
-    number = sorted(rows)
-    return Features(torch.stack([rows[i][0] for i in number]), torch.stack([rows[i][1] for i in number]), torch.tensor(number),
-                    failed)
+    y = [clips.text_and_labels(rows[i][0][rows[i][1]], 0.0)["labels"] for i in number]
+    z = np.stack([kept[keys[i]] for i in number])
+    return Features(torch.from_numpy(z), torch.from_numpy(np.stack(y)), torch.tensor(number), failed)
 
 
-def compute(model: vatt.Classifier, clips: data.TestDataset, left: list[int], how: Reading, rows: dict,
-            failed: list) -> int:
-    """Add this process's share of the files `left` to `rows`, number -> (z, y), or to `failed` -> 0, or a signal's code."""
-    processes = how.processes
-    views = lambda batch: vatt.each_view(model.features, batch[model.kind])
+def compute(model: vatt.Classifier, clips: data.TestDataset, keys: list[bytes], cached: Path, record: np.dtype,
+            how: Reading) -> list[tuple[str, str]]:
+    """Append features of `clips` to a file of this process as they come -> what could not be read, by all processes"""
+    processes, failed, done = how.processes, [], 0
     processes.shutdown = shutdown = GracefulShutdown(processes.first)
+    views = lambda batch: vatt.each_view(model.features, batch[model.kind])
     try:
-        for batch, z, bad in over_files(model, views, how.batches(clips), processes.device):
-            failed += bad
-            if batch:
-                rows.update((left[i], (zi.clone(), yi.clone())) for i, zi, yi in zip(
-                    batch["number"].tolist(), z.float().cpu(), batch["labels"].cpu(), strict=True))
+        with open(f"{cached}.{processes.rank}", "ab") as file:
+            file.truncate(file.tell() // record.itemsize * record.itemsize)  # what a kill cut short
+            for batch, z, bad in over_files(model, views, how.batches(clips), processes.device):
+                failed += bad
+                if batch:
+                    made = np.zeros(len(z), record)
+                    made["key"], made["z"] = [keys[i] for i in batch["number"].tolist()], z.float().cpu().numpy()
+                    made["crc"] = [checksum(one) for one in made]
+                    file.write(made.tobytes())
+                    file.flush()
+                    done += len(z)
     except Stopped:
-        return shutdown.code or 128 + signal.SIGTERM
+        processes.print(f"stopped with {int(processes.sum(done)[0])} files of {len(clips)} done; the same command goes on")
+        sys.exit(shutdown.code or 128 + signal.SIGTERM)
     finally:
         shutdown.end()
-    return 0
+    return sorted({tuple(pair) for part in processes.collect(failed) for pair in part})
+
+
+def checksum(one: np.void) -> int:
+    """Of a record of features"""
+    return zlib.crc32(one["z"].tobytes(), zlib.crc32(one["key"]))
+
+
+def read(cached: Path, record: np.dtype) -> dict[bytes, np.ndarray]:
+    """The whole records that all processes have written, but for altered ones: key -> z"""
+    found = [np.fromfile(path, record) for path in sorted(cached.parent.glob(f"{cached.name}.*"))]
+    return {one["key"]: one["z"] for part in found for one in part if checksum(one) == one["crc"]}
 
 
 def batches(found: Features, batch: int, seed: int, first: int, steps: int,
