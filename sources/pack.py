@@ -75,7 +75,7 @@ def run(_, args: argparse.Namespace) -> None:
             print(f"{args.out}: {len(packed)} clips with {packed.captions} captions, "
                   f"{sum(path.stat().st_size for path in shards) / 1e9:.3f} GB in {len(shards)} shards; "
                   f"train with --data shards={args.out}")
-            (args.out / ".lock").unlink(missing_ok=True)
+            Path(held.name).unlink(missing_ok=True)
         except KeyboardInterrupt:
             fail(130, "stopped; the same command goes on")
 
