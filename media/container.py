@@ -19,6 +19,7 @@ from av.stream import Disposition
 from engine.errors import Unreadable
 
 MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # a larger frame is refused before it is decoded
+MAX_MOVING = 36_000_000                    # pixels of a video's frame, that of 8K: a decoder may hold 16 of them
 MAX_WORK = 2e10                            # pixels decoded by one call; a packet that is read counts as 2e3
 EPS = 1e-6                                 # seconds: files round their timestamps, FFmpeg the first of them
 BACKWARD, FORWARD = 1.0, 10.0              # seconds: a timestamp that goes back or on by more than that is of another clock
@@ -36,6 +37,7 @@ LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 1
 LENGTHS = {"mov", "avi", "ogg", "wav", "w64", "aiff", "caf", "flac", "ivf"}  # formats that state the length of each stream
 ENDS = {"matroska", "asf"}                 # formats where the last packets are soon found
 STILLS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}
+JOINED = "several files joined by their bytes (ffmpeg -f concat joins them)"
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -91,7 +93,7 @@ class Container(Closing):
             raise Unreadable(self.path, "no such file") from None
         if not stat.S_ISREG(status.st_mode):
             raise Unreadable(self.path, "not a file")
-        end = status.st_size if size is None else offset + size
+        self._end = end = status.st_size if size is None else offset + size
         if not 0 <= offset <= end <= status.st_size:
             raise Unreadable(self.path, "file cut short")
         if offset == end:
@@ -130,8 +132,11 @@ class Container(Closing):
         self.has_captions = len(self._av.streams.subtitles) > 0
         reason = None if self.streams else "no video and no sound"
         width, height = (self.streams["video"].width, self.streams["video"].height) if "video" in self.streams else (0, 0)
-        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        still = self.format.endswith("_pipe") or self.format == "image2"
+        if max(width, height) > MAX_SIDE or width * height > (MAX_PIXELS if still else min(MAX_PIXELS, MAX_MOVING)):
             reason = "too large"
+        if holds_several(self.file, self.offset, self._end, self.format, self._version):
+            reason = JOINED
         if reason:
             self.close()
             raise Unreadable(self.path, reason)
@@ -224,7 +229,7 @@ class Container(Closing):
             file.seek(self.offset + self._reached)
             rest = file.read(min(1 << 20, (self.size or 1 << 60) - self._reached))
         if rest.find(head) >= 0 and self.format in ("matroska", "flv", "asf"):
-            raise Unreadable(self.path, "several files joined to one")
+            raise Unreadable(self.path, JOINED)
 
     # -------------------------------------------------------------------------------------------------------- packets
 
@@ -343,6 +348,29 @@ class Container(Closing):
     def allow(self) -> None:
         """Begin to count anew: another call"""
         self._work = 0.0
+
+
+@lru_cache(4096)
+def holds_several(path: str, begin: int, end: int, kind: str, _version: tuple) -> bool:
+    """Whether a mov, AVI or WAV ends where its header says, and another one begins there, of which FFmpeg would read nothing.
+
+    Read are the heads of the boxes or chunks that lie one after the other, but not those of a mov in fragments.
+    """
+    heads = []
+    with open(path, "rb") as file:
+        while kind in ("mov", "avi", "wav") and begin + 16 <= end and len(heads) < 1000 and b"moof" not in heads:
+            file.seek(begin)
+            head = file.read(16)
+            if kind == "mov":
+                length = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+                heads.append(head[4:8])
+            else:
+                length = 8 + int.from_bytes(head[4:8], "little")
+                heads.append(head[:4] + head[8:12])
+            if length < 8:  # to the end of the file, or damage
+                break
+            begin += length + (length % 2 if kind != "mov" else 0)
+    return any(heads.count(name) > 1 for name in (b"moov", b"RIFFAVI ", b"RIFFWAVE"))
 
 
 @lru_cache(4096)

@@ -303,10 +303,16 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
     classes.sort(key=lambda name: (len(name) if numeric else 0, name))
     number = {name: i for i, name in enumerate(classes)}
 
+    listed, home = Files(above, problems, out), os.path.realpath(above) + os.sep
+
     @functools.lru_cache(1 << 16)
     def place(name: str) -> str | None:
         path = os.path.join(root, name)
-        return os.path.relpath(path, above) if os.path.isfile(path) else None
+        if not os.path.isfile(path):
+            return None
+        if not (end := os.path.realpath(path)).startswith(home):
+            listed.sums.add(layouts.LINKED, f"{name} -> {end}")
+        return os.path.relpath(path, above)
 
     def rows(test: bool):
         for (path, line, name, start, end, what, _), side in zip(read(), tests, strict=True):
@@ -314,7 +320,7 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
                 target = what if captioned else known(number, what, f"{path}:{line}: {name}", "the rows of training")
                 yield name, place(name), start, end, target
 
-    return Files(above, problems, out).labelled(classes, rows(False), rows(True))
+    return listed.labelled(classes, rows(False), rows(True))
 
 
 def contradictions(told: Path, keys: np.ndarray, values: np.ndarray, at: np.ndarray, what: str, problems: list[str]) -> None:

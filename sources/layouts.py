@@ -40,6 +40,7 @@ UNREAD = ("texts beside videos are of a kind that is not read: pictures of lette
           "converts some kinds)")
 INSIDE = ("videos that have no captions beside them hold some inside, which are not read (ffmpeg -i VIDEO -map 0:s:0 "
           "VIDEO.srt takes them out)")
+LINKED = "links lead out of it and are followed"
 CAPTIONS = ("caption.json", "raw_caption.json", "raw_caption_superclean.json")      # the first that is there
 LOOK_INSIDE = 32                                                        # videos without captions that are opened
 SEGMENTS = re.compile(r".*_segments\.csv", re.IGNORECASE)
@@ -169,7 +170,7 @@ def walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
         for entry in entries:
             end = os.path.realpath(entry.path) if entry.is_symlink() else ""
             if os.path.exists(end) and not f"{end}{os.sep}".startswith(home):
-                sums.add("links lead out of it and are followed", f"{inside}{entry.name} -> {end}")
+                sums.add(LINKED, f"{inside}{entry.name} -> {end}")
         # without following links the kind is known from the listing: no look at each of a million files
         yield inside, [e.name for e in entries if e.is_file(follow_symlinks=False) or os.path.isfile(e.path)]
         folders = [e.name for e in entries if e.is_dir(follow_symlinks=False) or os.path.isdir(e.path)]

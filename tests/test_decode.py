@@ -321,7 +321,8 @@ def test_a_film_that_changes_its_size_on_the_way_is_read_on(tmp_path):
         assert numbers(media.video(0, 20, FPS, size=(8, 12))) == list(range(20))
 
 
-def test_a_picture_of_its_own_is_a_film_of_one(tmp_path):
+def test_a_picture_of_its_own_is_a_film_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(containers, "MAX_MOVING", 48 * 64 - 1)  # of which no decoder holds sixteen
     for name, codec, pixels in (("a.png", "png", "rgb24"), ("100%d.jpg", "mjpeg", "yuvj444p")):
         context = av.CodecContext.create(codec, "w")
         context.height, context.width, context.pix_fmt, context.time_base = 48, 64, pixels, Fraction(1, 25)
@@ -649,6 +650,9 @@ def test_a_picture_too_large_and_work_without_end_are_refused(tmp_path, monkeypa
     assert reason(wide) == "too large"
     with monkeypatch.context() as patch:
         patch.setattr(containers, "MAX_PIXELS", 48 * 60 - 1)
+        assert reason(path) == "too large"
+    with monkeypatch.context() as patch:
+        patch.setattr(containers, "MAX_MOVING", 48 * 60 - 1)
         assert reason(path) == "too large"
     monkeypatch.setattr(containers, "MAX_WORK", 20 * 48 * 60)
     assert reason(path, lambda media: media.video(0, 38, FPS)) == "too much to decode"

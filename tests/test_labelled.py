@@ -148,6 +148,15 @@ def test_files_outside_the_folder_of_a_list_are_taken_only_where_that_is_allowed
     assert [row.path for row in (data.train[0], data.test[0])] == ["2.mp4", "2.mp4"]
 
 
+def test_a_row_of_a_list_that_is_a_link_out_of_its_folder_is_told(tmp_path):
+    put(tmp_path, "other/1.mp4", "lists/2.mp4")
+    (tmp_path / "lists" / "1.mp4").symlink_to(tmp_path / "other" / "1.mp4")
+    (tmp_path / "lists" / "labels.csv").write_text("path,label,split\n1.mp4,a,train\n2.mp4,a,val\n")
+    data = load(str(tmp_path / "lists" / "labels.csv"), problems := [])
+    assert (len(data.train), len(data.test)) == (1, 1)
+    assert [line for line in problems if "lead out of it" in line and "1.mp4 -> " in line]
+
+
 def test_lines_of_path_and_label_need_no_header_and_their_numbers_are_in_order(tmp_path):
     put(tmp_path, *(f"clips/a b {i}.mp4" for i in range(12)))
     for name, between in (("train.csv", " "), ("train.txt", "\t"), ("any.csv", ",")):
