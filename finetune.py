@@ -31,7 +31,7 @@ from engine.errors import Problems, fail, keep_speaking, printable, user_errors
 from engine.processes import Processes
 from engine.run import Run
 from engine.sampling import Sampler, key
-from sources import demo, official
+from sources import demo, official, pack
 from sources.index import Index
 from sources.labelled import Labelled
 from tools import dry_run, linear, tables
@@ -287,6 +287,8 @@ def train(s: argparse.Namespace, processes: Processes, features: Path | None = N
                         f"train on, {len(found.test)} of {found.listed[1]} to test on, {len(found.classes)} classes; {s.out}")
         if s.dry_run:
             return preview(task)
+        if processes.first and (slow := pack.advice([found.train])):
+            processes.print(slow)
     return finish(task, *(linear.train if s.task == "linear" else fine_tune)(task))
 
 

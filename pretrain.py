@@ -37,7 +37,7 @@ from engine.processes import Processes
 from engine.run import Run, lock
 from engine.sampling import Sampler, key
 from evaluate import retrieval
-from sources import census, demo, index
+from sources import census, demo, index, pack
 from tools import dry_run, figures, tables
 from vatt import pretrained
 from weights import files
@@ -332,8 +332,10 @@ def introduce(args, processes: Processes, model: nn.Module, clips, held_out, wor
                     f"{processes.world} x {processes.device.type}; {total} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
     processes.print(census.captions([source.index for source in clips.sources]))
-    if short := processes.first and loading.short_of_memory(waiting, args.workers):
-        print(short, file=sys.stderr, flush=True)
+    if processes.first:
+        indexes = [source.index for source in clips.sources]
+        for line in filter(None, (loading.short_of_memory(waiting, args.workers), pack.advice(indexes))):
+            print(line, file=sys.stderr, flush=True)
     if args.batch > total:
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 

@@ -184,6 +184,11 @@ class Container(Closing):
         return stated if self.format == "mp3" and abs(stated - self._survey[0]) < 0.1 else self._survey[0]
 
     @property
+    def has_index(self) -> bool:
+        """Whether a place in it is found without reading what lies before (Matroska's index is read at the first seek)"""
+        return len(self.streams[self.main].index_entries) > 1 or (self.format not in ("avi", "flv") and bool(self._av.duration))
+
+    @property
     def _survey(self) -> tuple[float, list[Part], list[tuple[float, int]]]:
         return survey(self.file, self.offset, self.size, self._version, self.path)
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +37,7 @@ from sources.shards import Shard
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
 RECORD = "partial/{:06d}.json"      # which rows a shard holds, [row, begin, end, *place], and which were broken, and why
 SOUND = 60              # seconds of it decoded at a time
+LOOK, LONG = 8, 600     # videos of a source that `advice` looks at, and seconds
 FORM = ("fps", "short", "rate", "seconds", "gop", "crf", "copy", "shard_size", "language")      # what the bytes depend on
 
 
@@ -254,3 +256,31 @@ def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float,
             if source.has_audio:
                 out.audio(wave[None, sample(i) - heard:sample(i + 1) - heard])
     return out.frames
+
+
+# ------------------------------------------------------------------------------------------------------------ before training
+
+def advice(indexes: list[Index]) -> str | None:
+    """A line on what packing would save, where one of a few videos of each source is long and has no index; else None."""
+    tasks = [(rows.folder, i) for rows in indexes if len(rows) and not rows.packed
+             for i in np.unique(np.linspace(0, len(rows) - 1, LOOK, dtype=int)).tolist()]
+    with closing(map_isolated(cost, tasks, 1, 60)) as found:
+        return next((line for _, line in found if isinstance(line, str)), None)
+
+
+def cost(task: tuple[Path, int]) -> str | None:
+    """(index, row) -> what it costs to draw a clip from that video, if it is long and has no index"""
+    source, seconds = opened(task[0]), []
+    try:
+        with Media(*source.media(task[1])) as media:
+            if media.file.has_index or media.duration < LONG:
+                return None
+            for start in (0.0, media.duration / 2):
+                began = time.perf_counter()
+                media.video(start, 1, 1.0)
+                seconds.append(time.perf_counter() - began)
+            return (f"{media.path} is {media.duration / 60:.0f} minutes long and has no index: a frame in the middle takes "
+                    f"{seconds[1]:.2f} s, at the beginning {seconds[0]:.2f} s; python data.py pack SOURCE OUT --seconds 60 "
+                    "would save the difference with every clip")
+    except Unreadable:
+        return None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,14 +16,16 @@ import time
 import zlib
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import runs
 import torch
-from films import film, folder
+from films import TINY, film, folder
 from runs import Rank
 
 import data
+import pretrain
 import vatt
 from engine import loading
 from engine.sampling import Sampler
@@ -288,3 +291,24 @@ def test_what_cannot_be_packed_is_refused_in_one_line(packed, films, tmp_path, c
     assert (tmp_path / "other" / "note.txt").read_text() == "mine"
     show.main(["pack", str(films), str(tmp_path / "o"), *SMALL])  # what failed to start can be started right
     assert not (packed / "partial").exists()
+
+
+def test_a_training_from_long_videos_without_an_index_says_what_packing_would_save(tmp_path, capsys):
+    film(tmp_path / "source.mp4", seconds=605, sound=False)
+    for name, options in {"a.flv": {}, "b.mkv": {"live": "1"}, "c.mkv": {}, "d.mp4": {}, "e.ts": {}}.items():
+        path = tmp_path / name[0] / name
+        path.parent.mkdir()
+        with av.open(str(tmp_path / "source.mp4")) as source, av.open(str(path), "w", options=options) as out:
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+        layouts.list_files("folder", path.parent, tmp_path / f"index-{name[0]}", tmp_path / "problems")
+    said = {name: pack.advice([index.Index(tmp_path / f"index-{name}")]) for name in "abcde"}
+    assert re.search(r"a\.flv is 10 minutes long and has no index: .* s; python data.py pack .* would save", said["a"])
+    assert "b.mkv is 10 minutes long" in said["b"]
+    assert {said[name] for name in "cde"} == {None}
+    pretrain.main(["--data", str(tmp_path / "d"), str(tmp_path / "a"), "--val", str(tmp_path / "c"), *TINY, "--steps", "1",
+                   "--batch", "2", "--workers", "0", "--out", str(tmp_path / "run")])
+    assert capsys.readouterr().err.count("would save the difference") == 1
