@@ -105,7 +105,8 @@ def cut(folder, name, n):
 
 LOST = "_base_layer/aud_backbone/_base/tx/layers/1/mha/k/bias"
 BROKEN = {
-    f"lacks 1 variables: {LOST}": lambda shapes, write: write({k: v for k, v in shapes.items() if k != LOST}),
+    "lacks 1 weights: backbones.audio_transformer.blocks.1.attention.qkv.bias": lambda shapes, write: write(
+        {k: v for k, v in shapes.items() if k != LOST}),
     "compressed": lambda shapes, write: write(shapes, compression=1),
     "data-00000-of-00001 is torn": lambda shapes, write: cut(write(shapes).parent, "ckpt-7.data-00000-of-00001", 5000),
     "data-00001-of-00002 is missing": lambda shapes, write: write(shapes, shards=2).with_name(
