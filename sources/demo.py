@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections import Counter
 from contextlib import closing
 from itertools import combinations, product
@@ -30,6 +29,7 @@ import numpy as np
 from av import FFmpegError
 from tqdm import tqdm
 
+from engine.errors import user_errors
 from engine.workers import Failed, map_isolated
 from media.encode import Encoder
 
@@ -112,9 +112,10 @@ def write(folder: Path, seed: int = 0, train: int = 1200, val: int = 300, worker
         if not (partial / "demo.json").is_file():
             raise ValueError(f"{partial} is in the way and not the demo's: move it away or name another folder")
         shutil.rmtree(partial)
-    for split in ("train", "val"):
-        (partial / split).mkdir(parents=True)
+    partial.mkdir(parents=True)
     (partial / "demo.json").write_text(json.dumps(card) + "\n")
+    for split in ("train", "val"):
+        (partial / split).mkdir()
     tasks, workers = jobs(partial, seed, train, val), workers or min(os.cpu_count() or 1, 16)
     bar = {"desc": f"writing {folder}", "total": len(tasks), "unit": "file", "mininterval": 0.5 if sys.stderr.isatty() else 10}
     with (
@@ -348,17 +349,11 @@ def main():
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo-data"), help="where (demo-data)")
     parser.add_argument("--seed", type=int, default=0, help="other files for another whole number from 0 on (0)")
     args = parser.parse_args()
-    start = time.perf_counter()
-    try:
+    with user_errors():
         write(args.folder, args.seed)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
-    seconds = time.perf_counter() - start
     rows = labels(args.folder)
-    files = {split: len({row["path"] for row in rows if row["split"] == split}) for split in ("train", "val")}
-    size = sum(path.stat().st_size for path in args.folder.rglob("*.*")) / 1e6
-    print(f"{args.folder}: {files['train']} files to train on, {files['val']} held out, {len(rows)} events, "
-          f"{size:.0f} MB, {seconds:.0f} s")
+    files = Counter(split for split, _ in {(row["split"], row["path"]) for row in rows})
+    print(f"{args.folder}: {files['train']} files to train on, {files['val']} held out, {len(rows)} events")
     print(f"\n{'% of held-out clips found by one who knows only':52}   R@1   R@5  R@10")
     for known, scores in ceilings(rows).items():
         name = f"{known} (all that is heard)" if known == HEARD else known

@@ -216,8 +216,8 @@ class Index:
     def check(self) -> None:
         """ValueError where a row has no place, or more in it than `write` puts there: it would cost whoever draws it."""
         longest = {"path_ends": MANY, "cue_ends": MAX_CAPTIONS, "text_ends": 4 * MAX_CHARACTERS, "label_ends": MANY}
-        for name, most in longest.items():
-            ends = self.data.get(name, np.zeros(1))
+        for name in longest.keys() & self.data.keys():
+            ends, most = self.data[name], longest[name]
             sizes = (np.diff(ends[i : i + MANY + 1]) for i in range(0, len(ends) - 1, MANY))
             if ends[0] != 0 or not all(size.min() >= 0 and size.max() <= most for size in sizes):
                 raise ValueError(f"{self.folder} is damaged or made up ({name}): pack its videos anew (data.py pack)")
@@ -246,21 +246,17 @@ class Index:
 
     def media(self, i: int) -> tuple[Path, int, int | None, str | None]:
         """(file, offset, size, name) of row i, as `Media` takes them; raises as `path`."""
-        place, path = self.place(i), self.path(i)
-        return (path, place.offset, place.size, f"{path}/{i:09d} ({self.inside(i)})") if place else (path, 0, None, None)
+        place = self.place(i)
+        return (self.path(i), place.offset, place.size, self.name(i)) if place else (self.path(i), 0, None, None)
 
     def name(self, i: int) -> str:
         """What row i is called in messages: its file, and which clip of it where it is packed."""
-        try:
-            path, _, _, packed = self.media(i)
-        except Unreadable as error:
-            return error.path
-        return packed or str(path)
+        return f"{self.path(i)}/{i:09d} ({self.inside(i)})" if self.packed else str(self.root / self.inside(i))
 
     def path(self, i: int) -> Path:
         """The file of row i. Unreadable for a path that leaves the root or names a protocol, as a list of others' may."""
-        if self.packed:
-            return self.root / SHARD.format(int(self.data["places"]["shard"][i]))
+        if place := self.place(i):
+            return self.root / SHARD.format(place.shard)
         name = self.inside(i)
         path, parts = self.root / name, PurePosixPath(name)
         scheme = SCHEME.match(name) and not path.exists()       # a file may well be called "Part2:end.mp4"

@@ -21,17 +21,14 @@ def official(args: argparse.Namespace) -> None:
     try:
         found = Released(variables)
         config = vatt.Config(**found.config(args.head_width))
-        names = listed(args.classes, found.classes) if found.kind else []
         with torch.device("meta"):
-            model = (Classifier(config, found.kind, names, multi=args.multi or found.classes == 527) if found.kind
-                     else vatt.VATT(config))
+            model = (Classifier(config, found.kind, listed(args.classes, found.classes), args.multi or found.classes == 527)
+                     if found.kind else vatt.VATT(config))
         weights, left = found.weights(model.state_dict())
-    except KeyError as e:
-        raise ValueError(f"{prefix}: it lacks {e.args[0]}") from None
-    except ValueError as e:
-        raise ValueError(f"{prefix}: {e}") from None
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{prefix}: {'it lacks ' * isinstance(e, KeyError)}{e.args[0]}") from None
     words = None if found.kind else vocabulary(args.vocabulary, config.vocabulary)
-    write(args, config if words else model, weights, words)
+    write(args, config, model.describe() if found.kind else config.to_json(), weights, words)
     for name in left:
         print(f"left over: {name}")
     what = f"{found.classes} classes of {found.kind}" if found.kind else "a pre-trained model"
@@ -76,7 +73,7 @@ def from_vit(args: argparse.Namespace) -> None:
         weights[f"backbones.{name}"] = tensor.expand(weights[f"backbones.{name}"].shape)
         if args.audio and name.startswith("video_transformer"):
             weights[f"backbones.{name.replace('video', 'audio')}"] = tensor
-    write(args, config, weights, vatt.tokenize.Vocabulary([]))
+    write(args, config, config.to_json(), weights, vatt.tokenize.Vocabulary([]))
     beside = args.source.with_name("config.json")
     eps = json.loads(beside.read_text(encoding="utf-8")).get("layer_norm_eps", 1e-6) if beside.is_file() else 1e-6
     if eps != 1e-6:
@@ -85,12 +82,11 @@ def from_vit(args: argparse.Namespace) -> None:
           f"positions\n{args.out} is a run to start from (--init); what an image has not is random")
 
 
-def write(args: argparse.Namespace, model, weights: dict, words) -> None:
+def write(args: argparse.Namespace, config: vatt.Config, model: dict, weights: dict, words) -> None:
     """A run folder: config.json, vocabulary.txt, model.safetensors. ValueError where it holds something else"""
-    run, c = Run(args.out), model.config if isinstance(model, Classifier) else model
-    settings = {"preset": preset(c), "from": f"weights {args.command} {args.source}"}
+    run, settings = Run(args.out), {"preset": preset(config), "from": f"weights {args.command} {args.source}"}
     run.begin(settings, set())
-    run.describe(settings, model.describe() if isinstance(model, Classifier) else model.to_json())
+    run.describe(settings, model)
     if words:
         words.save(args.out / "vocabulary.txt")
     files.write(args.out / "model.safetensors", weights)
