@@ -269,23 +269,21 @@ def sentence(combination, rng, named=tuple(ATTRIBUTES)):
 
 def pick(words, rng):
     """One of the alternatives of "this|that"."""
-    options = words.split("|")
-    return options[rng.integers(len(options))]
+    return words.split("|")[rng.integers(words.count("|") + 1)]
 
 
 def loose_captions(combination, others, start, end, rng):
     """Two to five training captions (start, end, text) of an event: incomplete, some late, some wrong, some chatter."""
-    count = rng.integers(2, 6)
+    count, captions = rng.integers(2, 6), []
     length = (end - start) / count
-    cues = []
     for i in range(count):
         kind = rng.random()
         about = others[rng.integers(len(others))] if kind < OTHERS else combination
         named = [name for name, share in NAMED.items() if rng.random() < share]
         text = pick(TALK, rng) if kind > 1 - CHATTER else sentence(about, rng, named)
         begin = start + length * (i + rng.uniform(0, 0.3)) + (rng.uniform(1.5, 4) if rng.random() < LATE else 0)
-        cues.append((begin, begin + length * rng.uniform(0.5, 0.7), text))
-    return cues
+        captions.append((begin, begin + length * rng.uniform(0.5, 0.7), text))
+    return captions
 
 
 # files

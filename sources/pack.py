@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import av
@@ -258,7 +258,7 @@ def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float,
     return out.frames
 
 
-# ------------------------------------------------------------------------------------------------------------ before training
+# ----------------------------------------------------------------------------------------------------------- before training
 
 def advice(indexes: list[Index]) -> str | None:
     """A line on what packing would save, where one of a few videos of each source is long and has no index; else None."""
@@ -269,18 +269,11 @@ def advice(indexes: list[Index]) -> str | None:
 
 
 def cost(task: tuple[Path, int]) -> str | None:
-    """(index, row) -> what it costs to draw a clip from that video, if it is long and has no index"""
-    source, seconds = opened(task[0]), []
-    try:
-        with Media(*source.media(task[1])) as media:
-            if media.file.has_index or media.duration < LONG:
-                return None
-            for start in (0.0, media.duration / 2):
-                began = time.perf_counter()
-                media.video(start, 1, 1.0)
-                seconds.append(time.perf_counter() - began)
-            return (f"{media.path} is {media.duration / 60:.0f} minutes long and has no index: a frame in the middle takes "
-                    f"{seconds[1]:.2f} s, at the beginning {seconds[0]:.2f} s; python data.py pack SOURCE OUT --seconds 60 "
-                    "would save the difference with every clip")
-    except Unreadable:
-        return None
+    """(index, row) -> what it costs to find a clip in that video, if it is long and has no index"""
+    with suppress(Unreadable), Media(*opened(task[0]).media(task[1])) as media:
+        if not media.file.has_index and media.duration >= LONG:
+            began = time.perf_counter()
+            media.video(media.duration / 2, 1, 1.0)
+            return (f"{media.path} is {media.duration / 60:.0f} minutes long and has no index: to find its middle takes "
+                    f"{time.perf_counter() - began:.2f} s; python data.py pack SOURCE OUT --seconds 60 saves that with each clip")
+    return None

@@ -31,16 +31,15 @@ class Shard:
     def add(self, number: int, clip: Path, text: bytes) -> Place:
         """Appends the file `clip`, the clip of that number, and the `text` about it; returns the place of the clip."""
         with clip.open("rb") as file:
-            place = self._member(f"{number:09d}{clip.suffix.lower()}", file, clip.stat().st_size, checksum(clip))
-        self._member(f"{number:09d}.json", io.BytesIO(text), len(text), zlib.crc32(text))
-        return place
+            self._append(f"{number:09d}{clip.suffix.lower()}", file, clip.stat().st_size, checksum(clip))
+        self._append(f"{number:09d}.json", io.BytesIO(text), len(text), zlib.crc32(text))
+        return self.places[-2]
 
-    def _member(self, name: str, content: BinaryIO, size: int, crc: int) -> Place:
+    def _append(self, name: str, content: BinaryIO, size: int, crc: int) -> None:
         info = tarfile.TarInfo(name)
         info.size = size
         self.tar.addfile(info, content)
         self.places.append(Place(self.number, crc, self.tar.offset - size - -size % tarfile.BLOCKSIZE, size))
-        return self.places[-1]
 
     def close(self) -> Place | None:
         """Ends the shard, reads it again, and gives it its name; returns what the disk does not give back, if anything."""

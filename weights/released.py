@@ -74,11 +74,10 @@ class Released:
 
         head_width: d/h, which no shape tells but that of the text model's relative bias; 64 in all that Google released.
         """
-        shape = self.shape
+        shape, config = self.shape, {"variant": "official", "shared": self.shared}
         if (bias := "text_transformer.relative_bias.table") in self.places and not head_width:
             head_width = shape("text_transformer.norm.weight")[0] // shape(bias)[1]
         self.head_width = head_width = head_width or 64
-        config = {"variant": "official", "shared": self.shared}
         for m in ("video", "audio", "text"):
             own = self.kind or m                                # what a classifier does not have is not built
             encoder = "transformer" if self.shared else f"{own}_transformer"
