@@ -274,6 +274,6 @@ def cost(task: tuple[Path, int]) -> str | None:
         if not media.file.has_index and media.duration >= LONG:
             began = time.perf_counter()
             media.video(media.duration / 2, 1, 1.0)
-            return (f"{media.path} is {media.duration / 60:.0f} minutes long and has no index: to find its middle takes "
-                    f"{time.perf_counter() - began:.2f} s; python data.py pack SOURCE OUT --seconds 60 saves that with each clip")
+            return (f"{media.path} is {media.duration / 60:.0f} minutes long and has no index: its middle is found in "
+                    f"{time.perf_counter() - began:.2f} s; python data.py pack SOURCE OUT --seconds 60 saves that a clip")
     return None

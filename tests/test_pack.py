@@ -306,9 +306,9 @@ def test_a_training_from_long_videos_without_an_index_says_what_packing_would_sa
                     out.mux(packet)
         layouts.list_files("folder", path.parent, tmp_path / f"index-{name[0]}", tmp_path / "problems")
     said = {name: pack.advice([index.Index(tmp_path / f"index-{name}")]) for name in "abcde"}
-    assert re.search(r"a\.flv is 10 minutes long and has no index: .* takes [0-9.]+ s; python data.py pack .* saves", said["a"])
+    assert re.search(r"a\.flv is 10 minutes long and has no index: .* in [0-9.]+ s; python data.py pack .* saves", said["a"])
     assert "b.mkv is 10 minutes long" in said["b"]
     assert {said[name] for name in "cde"} == {None}
     pretrain.main(["--data", str(tmp_path / "d"), str(tmp_path / "a"), "--val", str(tmp_path / "c"), *TINY, "--steps", "1",
                    "--batch", "2", "--workers", "0", "--out", str(tmp_path / "run")])
-    assert capsys.readouterr().err.count("saves that with each clip") == 1
+    assert capsys.readouterr().err.count("saves that a clip") == 1
