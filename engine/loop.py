@@ -173,6 +173,8 @@ class Training:
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
         """Around an evaluation: nothing is compiled for its sizes, and a signal ends it, so that its row has no score."""
+        if self.done == self.settings.steps:
+            self.bar.close()
         with torch.compiler.set_stance("force_eager") if self.settings.compile else contextlib.nullcontext():
             try:
                 yield
@@ -211,7 +213,10 @@ class Training:
         loss, bar, rest = line.partition(" | ")
         line = (f"{loss}, {row['time']['clips_per_s']:.0f} clips/s | waiting {100 * wait:.0f}%"
                 f"{' for data: raise --workers' * slow}{bar}{rest}")
-        self.bar.set_postfix_str(line, refresh=False)
+        room, shown = shutil.get_terminal_size().columns - 30, line  # beside the steps and the time left
+        while len(shown) > room and " | " in shown:
+            shown = shown.rpartition(" | ")[0]
+        self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update()
         if score or (self.bar.disable and now - self.last_said > 15):
             left = (now - self.started) / (self.done - self.first) * (self.settings.steps - self.done)

@@ -51,7 +51,7 @@ def settle(out: Path, trained: list[str], held: str | None, language: str = "") 
 def captions(indexes: list[Index]) -> str:
     """A line: how many videos have captions, and how many captions and words those are; what it means where there are none."""
     videos, captioned, texts, words = map(sum, zip(*((len(rows), *rows.counts()) for rows in indexes), strict=True))
-    return (f"{captioned} of {videos} videos have captions, {videos - captioned} have none: {texts} captions, {words} words"
+    return (f"videos with captions: {captioned}, without: {videos - captioned}; captions: {texts}, words: {words}"
             + ("" if captioned else "; nothing can be learned of text (data.py check says what lies beside the videos)"))
 
 

@@ -88,10 +88,10 @@ def test_shards_may_be_moved_and_others_are_refused(tmp_path):
 def test_captions_are_counted_in_one_line(tmp_path):
     begun(tmp_path)
     assert captions([index.Index(tmp_path / "run" / "index" / "0")]) == (
-        "2 of 3 videos have captions, 1 have none: 4 captions, 12 words")
+        "videos with captions: 2, without: 1; captions: 4, words: 12")
     settle(tmp_path / "silent", [str(folder(tmp_path / "without", films=2, captioned=0))], None)
     assert captions([index.Index(tmp_path / "silent" / "index" / "0")]).startswith(
-        "0 of 2 videos have captions, 2 have none: 0 captions, 0 words; nothing can be learned of text")
+        "videos with captions: 0, without: 2; captions: 0, words: 0; nothing can be learned of text")
 
 
 def test_a_run_goes_on_with_its_data_by_another_name(tmp_path, monkeypatch, capsys):
@@ -99,7 +99,7 @@ def test_a_run_goes_on_with_its_data_by_another_name(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     argv = ["--out", "run", *TINY, "--workers", "0", "--data"]
     pretrain.main([*argv, "films"])
-    assert "6 of 6 videos have captions, 0 have none: 12 captions, 36 words" in capsys.readouterr().out
+    assert "videos with captions: 6, without: 0; captions: 12, words: 36" in capsys.readouterr().out
     whole = runs.rows(tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     max((tmp_path / "run").glob("checkpoint-*.pt")).unlink()

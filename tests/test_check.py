@@ -36,7 +36,7 @@ def packed(films, tmp_path, capsys):
 def test_a_folder_and_shards_without_fault_pass(films, packed, tmp_path, capsys, whole):
     for path in (films, packed):
         code, said, _ = run(["check", path, "--out", tmp_path / "broken.csv", "--workers", "2", *whole], capsys)
-        assert (code, said) == (0, "4 clips read, 0 broken\n3 of 4 videos have captions, 1 have none: 6 captions, 18 words\n")
+        assert (code, said) == (0, "4 clips read, 0 broken\nvideos with captions: 3, without: 1; captions: 6, words: 18\n")
 
 
 def test_broken_films_are_listed_with_reasons_and_counted(tmp_path, capsys):
