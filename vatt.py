@@ -64,7 +64,7 @@ class Config:
 
     @property
     def samples(self) -> int:
-        """Sound as long as the frames: 153,600 amplitudes for 32 frames at 10 fps (Section 4.1)"""
+        """Amplitudes of audio as long as the frames: 153,600 for 32 frames at 10 fps (Section 4.1)"""
         return round(self.frames / self.fps * self.rate)
 
     def to_json(self) -> dict:

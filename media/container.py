@@ -130,7 +130,7 @@ class Container(Closing):
                 self.streams[kind] = stream
         self.main = "video" if "video" in self.streams else "audio"  # the one that the duration is that of
         self.has_captions = len(self._av.streams.subtitles) > 0
-        reason = None if self.streams else "no video and no sound"
+        reason = None if self.streams else "no video and no audio"
         width, height = (self.streams["video"].width, self.streams["video"].height) if "video" in self.streams else (0, 0)
         still = self.format.endswith("_pipe") or self.format == "image2"
         if max(width, height) > MAX_SIDE or width * height > (MAX_PIXELS if still else min(MAX_PIXELS, MAX_MOVING)):

@@ -150,7 +150,7 @@ class Media(Closing):
         Zeros where there is none: before a late track, in a gap, past the end. ValueError on a file without a track.
         """
         if not self.has_audio:
-            raise ValueError(f"{self.path!r} has no sound: look at has_audio first")
+            raise ValueError(f"{self.path!r} has no audio: look at has_audio first")
         if not (0 <= start < math.inf and samples >= 1 and rate >= 1):
             raise ValueError(f"{self.path!r}: audio wants start >= 0, samples >= 1 and rate >= 1")
         try:
@@ -172,7 +172,7 @@ class Media(Closing):
                 break
         wave = interval.wave()
         if not interval.heard:
-            raise Unreadable(self.path, "no sound decodes")
+            raise Unreadable(self.path, "no audio decodes")
         return wave
 
     @cached_property

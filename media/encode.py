@@ -27,7 +27,7 @@ class Encoder:
         muxer = {}
         if exact:
             muxer = {"movflags": "+faststart", "fflags": "+bitexact"}
-            # without mbtree: its vector code reads what it never wrote, and the same film gives other bytes now and then
+            # without mbtree: its vector code reads what it never wrote, and the same video gives other bytes now and then
             self.x264 |= {"mbtree": "0", "flags": "+bitexact"}
             self.aac |= {"flags": "+bitexact"}
         self.frames = self.samples = 0

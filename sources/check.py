@@ -24,7 +24,7 @@ from sources.shards import checksum
 
 FRAMES, FPS, SIZE, RATE = 32, 10.0, (64, 64), 48000     # of the clips that are looked at: those of pre-training, but small
 INSIDE = "captions inside"
-SOUND = 60                                              # seconds of it decoded at a time
+AUDIO = 60                                              # seconds of it decoded at a time
 
 
 def flags(commands) -> None:
@@ -102,9 +102,9 @@ def examine(task: tuple[Path, int, bool]) -> str | None:
                     pass
             for start in sorted({first, (first + last) / 2, last}):
                 media.video(start, FRAMES, FPS, size=SIZE)
-            for start in np.arange(first, last + FRAMES / FPS, SOUND) if whole else (first,):
+            for start in np.arange(first, last + FRAMES / FPS, AUDIO) if whole else (first,):
                 if media.has_audio:
-                    media.audio(start, round((SOUND if whole else FRAMES / FPS) * RATE), RATE)
+                    media.audio(start, round((AUDIO if whole else FRAMES / FPS) * RATE), RATE)
             return INSIDE if media.has_captions and not row.captions else None
     except Unreadable as e:
         return e.reason

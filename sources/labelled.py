@@ -29,10 +29,10 @@ from media.captions import MAX_BYTES, Caption, seconds
 from sources import index, layouts
 from sources.index import Index, Row
 
-SOUNDS = frozenset((".aac", ".ac3", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
+AUDIO = frozenset((".aac", ".ac3", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
                     ".w64", ".wav", ".wma"))
 IMAGES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
-TYPES = {suffix: kind for kind, suffixes in (("video", layouts.VIDEOS), ("audio", SOUNDS), ("image", IMAGES))
+TYPES = {suffix: kind for kind, suffixes in (("video", layouts.VIDEOS), ("audio", AUDIO), ("image", IMAGES))
          for suffix in suffixes}
 TRAIN, TEST = ("train", "training"), ("val", "valid", "validate", "validation", "test", "testing", "eval")
 CAPTIONS = ("caption", "text", "sentence")              # of these columns, the first that is there

@@ -425,7 +425,7 @@ def test_a_rate_that_would_make_a_few_samples_hours_is_not_believed(tmp_path):
     path.write_bytes(path.read_bytes().replace((8000).to_bytes(4, "little"), (2).to_bytes(4, "little"), 1))
     with av.open(str(path)) as container:
         assert container.streams.audio[0].codec_context.sample_rate == 2
-    assert reason(path, lambda media: media.audio(0, 10, 48000)) == "no sound decodes"
+    assert reason(path, lambda media: media.audio(0, 10, 48000)) == "no audio decodes"
 
 
 def test_what_a_file_lacks_is_told_beforehand(tmp_path):
@@ -433,7 +433,7 @@ def test_what_a_file_lacks_is_told_beforehand(tmp_path):
     sound(blind, sine(np.arange(8000) / 8000), 8000, "pcm_s16le", "s16", "mono")
     with Media(silent) as media:
         assert media.has_video
-        with pytest.raises(ValueError, match="no sound"):
+        with pytest.raises(ValueError, match="no audio"):
             media.audio(0, 10, 8000)
     assert reason(blind) == "no video"
     assert reason(blind, lambda media: media.width) == "no video"

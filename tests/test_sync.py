@@ -239,7 +239,7 @@ def test_a_waveform_file_that_is_broken_is_a_clip_or_a_reason(tmp_path):
             except Unreadable as error:
                 reasons.add(error.reason)
         assert given or kind == "OGG"
-    assert reasons <= {"not a media file", "no sound decodes", "decoding failed", "no video and no sound"}
+    assert reasons <= {"not a media file", "no audio decodes", "decoding failed", "no video and no audio"}
 
 
 # ---------------------------------------------------------------------------------------------------------- the cache

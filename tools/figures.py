@@ -81,13 +81,13 @@ def contact_sheet(rows: list[tuple[str, np.ndarray]], title: str, path: Path) ->
     """Draw rows of frames (N, h, w, 3) below what is written above each; False without matplotlib."""
     if not (plt := pyplot()):
         return False
-    heights = [0.35 + pictures.shape[1] / 100 for _, pictures in rows]
+    heights = [0.35 + frames.shape[1] / 100 for _, frames in rows]
     figure = plt.figure(figsize=(1.85 * len(rows[0][1]), 0.5 + sum(heights)), layout="constrained")
     lines = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)
-    for line, (text, pictures) in zip(lines[:, 0], rows, strict=True):
+    for line, (text, frames) in zip(lines[:, 0], rows, strict=True):
         line.suptitle(text, x=0.01, ha="left", fontsize=9, parse_math=False)
-        for axis, picture in zip(line.subplots(1, len(pictures)), pictures, strict=True):
-            axis.imshow(picture)
+        for axis, frame in zip(line.subplots(1, len(frames)), frames, strict=True):
+            axis.imshow(frame)
             axis.axis("off")
     figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=110)

@@ -17,14 +17,14 @@ from engine.sampling import Sampler
 from sources import check, index, layouts, pack
 from tools.figures import pyplot
 
-COLUMNS = 8             # pictures of a clip
+COLUMNS = 8             # frames of a clip
 ENOUGH = 100_000        # captions that words are taken from
 
 
 def flags(commands) -> None:
     """The command line of `show`"""
-    p = commands.add_parser("show", help="a picture of clips as the model sees them, with their words and sound")
-    p.add_argument("path", metavar="[KIND=]PATH", help="a folder of films, as --data of pretrain.py takes it, or of shards")
+    p = commands.add_parser("show", help="a picture of clips as the model sees them, with their captions and audio")
+    p.add_argument("path", metavar="[KIND=]PATH", help="a folder of videos, as --data of pretrain.py takes it, or of shards")
     p.add_argument("out", type=Path, metavar="OUT.png")
     p.add_argument("--run", type=Path, metavar="RUN", help="with the words, sizes and augmentation of this run (default: the "
                    "paper's, and all words of the captions)")
@@ -58,20 +58,20 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         seen = (data.augment(batch["video"], batch["flip"], batch["colour"]) + 1) / 2
         at = torch.linspace(0, spec.frames - 1, min(COLUMNS, spec.frames)).long()
         for i, (path, text, said) in enumerate(zip(batch["path"], batch["text"], batch["has_text"], strict=True)):
-            (pictures, beside), (sound, nothing) = axes[2 * i : 2 * i + 2]
-            pictures.imshow(torch.cat(list(seen[i, at]), 1).numpy())
-            sound.plot(batch["audio"][i].numpy(), lw=0.4)
-            sound.set(xlim=(0, spec.samples), ylim=(-1, 1))
+            (frames, beside), (audio, nothing) = axes[2 * i : 2 * i + 2]
+            frames.imshow(torch.cat(list(seen[i, at]), 1).numpy())
+            audio.plot(batch["audio"][i].numpy(), lw=0.4)
+            audio.set(xlim=(0, spec.samples), ylim=(-1, 1))
             lines = [" ".join(words.words[k] for k in row if k) for row in text[said].tolist()]
-            lines = [Path(path).name, "", *(lines or ["(no captions)"]), *([] if batch["has_audio"][i] else ["(no sound)"])]
+            lines = [Path(path).name, "", *(lines or ["(no captions)"]), *([] if batch["has_audio"][i] else ["(no audio)"])]
             beside.text(0, 1, printable("\n".join(lines)).replace("\ufffd", "\n"), va="top", fontsize=9, parse_math=False)
-            for axis in (pictures, beside, sound, nothing):
+            for axis in (frames, beside, audio, nothing):
                 axis.set_axis_off()
         figure.savefig(args.out, dpi=80)
         plt.close(figure)
     for path, reason in failed:
         print(f"unreadable, another clip in its place: {printable(path)}: {reason}")
-    print(f"{args.out}: {args.clips} of {len(rows)} clips, {spec.frames} pictures at {spec.fps:g} a second, of which "
+    print(f"{args.out}: {args.clips} of {len(rows)} clips, {spec.frames} frames at {spec.fps:g} a second, of which "
           f"{len(at)} are shown")
 
 
