@@ -1,4 +1,4 @@
-"""The demo's data set: small videos in which what is seen, heard and said correspond. `python -m sources.demo` writes it.
+"""The demo's data set: small videos in which what is seen, heard and said correspond. `python pretrain.py` writes it.
 
 A clip is an event: a cloth of one colour and texture that fills the frame, shown in one rhythm at one place, which is
 seen through its holes and whenever it is not there. Texture is heard as the pitch of a tone, rhythm as its timbre and its
@@ -13,7 +13,6 @@ noise, detuning) differs from event to event, so that nothing simpler than these
     demo-data/labels.csv          path,start,end,split,colour,texture,rhythm,place: one row an event
 """
 
-import argparse
 import colorsys
 import csv
 import json
@@ -29,7 +28,6 @@ import numpy as np
 from av import FFmpegError
 from tqdm import tqdm
 
-from engine.errors import user_errors
 from engine.workers import Failed, map_isolated
 from media.encode import Encoder
 
@@ -340,23 +338,3 @@ def ceilings(rows: list[dict]) -> dict[str, dict]:
         sizes = [groups.count(group) for group in groups]
         table["+".join(known)] = {f"R@{k}": sum(min(k, g) / g for g in sizes) / len(sizes) for k in (1, 5, 10)}
     return table
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Write the demo's videos with captions.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("demo-data"), help="where (demo-data)")
-    parser.add_argument("--seed", type=int, default=0, help="other files for another whole number from 0 on (0)")
-    args = parser.parse_args()
-    with user_errors():
-        write(args.folder, args.seed)
-    rows = labels(args.folder)
-    files = Counter(split for split, _ in {(row["split"], row["path"]) for row in rows})
-    print(f"{args.folder}: {files['train']} files to train on, {files['val']} held out, {len(rows)} events")
-    print(f"\n{'% of held-out clips found by one who knows only':52}   R@1   R@5  R@10")
-    for known, scores in ceilings(rows).items():
-        name = f"{known} (all that is heard)" if known == HEARD else known
-        print(f"{name:52}", *(f"{100 * share:5.1f}" for share in scores.values()))
-
-
-if __name__ == "__main__":
-    main()

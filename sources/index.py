@@ -42,8 +42,7 @@ TYPES = {                                           # as numpy writes them: 2d i
     "places": np.dtype([("shard", "<u4"), ("crc", "<u4"), ("offset", "<u8"), ("size", "<u8")]),
 }
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")    # file:, concat:, http:, and the drive letter C:
-BLOCK = 1 << 12                                     # captions read together
-MANY = 1 << 16                                      # rows looked at together
+MANY = 1 << 16                                      # rows, captions or bytes looked at together
 
 
 class Place(NamedTuple):
@@ -126,7 +125,12 @@ def point(folder: Path, at: Path) -> None:
     beside = index.packed and index.folder == at.absolute() and index.root == Path(os.path.normpath(index.folder / os.pardir))
     if not (beside and all(os.path.realpath(part).startswith(home) for part in parts)):
         raise ValueError(f"{at} points to files elsewhere, not to the shards beside it: pack them anew (data.py pack)")
-    index.check()
+    # more in a row than `write` puts there would cost whoever draws it
+    longest = {"path_ends": MANY, "cue_ends": MAX_CAPTIONS, "text_ends": 4 * MAX_CHARACTERS, "label_ends": MANY}
+    for name, ends in ((name, index.data[name]) for name in longest if name in index.data):
+        sizes = (np.diff(ends[i : i + MANY + 1]) for i in range(0, len(ends) - 1, MANY))
+        if ends[0] != 0 or not all(size.min() >= 0 and size.max() <= longest[name] for size in sizes):
+            raise ValueError(f"{at} is damaged or made up ({name}): pack its videos anew (data.py pack)")
     folder.mkdir(parents=True, exist_ok=True)
     head = {"format": FORMAT, "at": str(index.folder), "rows": index.rows, "crc": index.crc}
     (folder / "index.json").write_text(json.dumps(head))
@@ -213,15 +217,6 @@ class Index:
     def __reduce__(self) -> tuple:
         return Index, (self.folder,)
 
-    def check(self) -> None:
-        """ValueError where a row has no place, or more in it than `write` puts there: it would cost whoever draws it."""
-        longest = {"path_ends": MANY, "cue_ends": MAX_CAPTIONS, "text_ends": 4 * MAX_CHARACTERS, "label_ends": MANY}
-        for name in longest.keys() & self.data.keys():
-            ends, most = self.data[name], longest[name]
-            sizes = (np.diff(ends[i : i + MANY + 1]) for i in range(0, len(ends) - 1, MANY))
-            if ends[0] != 0 or not all(size.min() >= 0 and size.max() <= most for size in sizes):
-                raise ValueError(f"{self.folder} is damaged or made up ({name}): pack its videos anew (data.py pack)")
-
     def __len__(self) -> int:
         return self.rows
 
@@ -273,11 +268,10 @@ class Index:
 
     def texts(self, skip: np.ndarray | tuple = ()) -> Iterator[str]:
         """Every caption in the order of the rows, but for the rows whose numbers are in `skip`."""
-        edges = [-1, *np.unique(np.asarray(skip, np.int64)).tolist(), self.rows]
-        for before, after in pairwise(edges):
+        for before, after in pairwise([-1, *sorted({int(i) for i in skip}), self.rows]):
             first, last = self.data["cue_ends"][[before + 1, after]].tolist()
-            for block in range(first, last, BLOCK):
-                yield from self._texts(block, min(block + BLOCK, last))
+            for block in range(first, last, MANY):
+                yield from self._texts(block, min(block + MANY, last))
 
     def _texts(self, first: int, last: int) -> Iterator[str]:
         """The texts of the captions first, .., last - 1."""

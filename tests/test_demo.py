@@ -308,13 +308,6 @@ def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path):
     assert (tmp_path / "data").is_symlink()
 
 
-def test_the_script_ends_with_one_line_and_2_where_the_folder_is_taken(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    done = subprocess.run([sys.executable, "-m", "sources.demo", tmp_path], cwd=HERE, capture_output=True)
-    assert done.returncode == 2
-    assert done.stderr.decode().count("\n") == 1
-
-
 # the ceilings
 
 def test_ceilings_are_those_of_a_hand_count():

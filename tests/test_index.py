@@ -51,7 +51,7 @@ def test_an_index_without_any_caption_can_be_read(tmp_path):
 
 
 def test_texts_are_all_captions_but_those_of_the_rows_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("sources.index.BLOCK", 2)
+    monkeypatch.setattr("sources.index.MANY", 2)
     rows = [Row(f"{i}.mp4", 0.0, math.inf, [Caption(0.0, 1.0, f"{i}{j}é") for j in range(i % 4)]) for i in range(11)]
     index = index_of(tmp_path, rows)
     for skip in ((), (0,), (10,), (3, 4, 9), (9, 3, 3), range(11)):
