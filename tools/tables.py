@@ -4,12 +4,13 @@ import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from engine.errors import plural, printable
-from engine.run import Run, write_text, write_whole
+from engine.run import Run, write_text
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
 FEW = 50  # files: below that, one more or less is more than two points
@@ -67,14 +68,19 @@ def classes(scores: dict) -> str:
     return aligned([*rows, row("this run", scores), row("chance", chance), *([line] for line in rest)], 26, 10, 10, 10)
 
 
-def write_classes(scores: dict, classes: list[str], path: Path) -> str:
-    """Writes a row for each class; -> the lowest and the highest of them"""
-    names = ("AP", "AUC of each") if "AP" in scores else ("recall", "precision")
+def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
+    """Write rows whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["class", "samples", *(name.replace(" of each", "") for name in names)])
-        out.writerows(zip(classes, scores["samples"], *(scores[name] for name in names), strict=True))
+    write_text(path, text.getvalue())
+
+
+def write_classes(scores: dict, classes: list[str], path: Path) -> str:
+    """Write a row for each class -> the lowest and the highest of them, to be printed."""
+    names = ("AP", "AUC of each") if "AP" in scores else ("recall", "precision")
+    head = "class", "samples", *(name.replace(" of each", "") for name in names)
+    write_csv(path, [head, *zip(classes, scores["samples"], *(scores[name] for name in names), strict=True)])
     rows = zip(scores[names[0]], classes, scores["samples"], strict=True)
     ranked = sorted(row for row in rows if row[0] is not None)
     say = lambda rows: "; ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
@@ -88,19 +94,12 @@ FILES = ("path", "unreadable", "label", "probability")  # the first columns of a
 
 def write_files(path: Path, ids: list[str], classes: list[str], probabilities: torch.Tensor, failed: list[tuple[str, str]],
                 true: list[str] | None = None) -> None:
-    """Writes a row a file: its best label, the true one where given, all probabilities (N, C); then what could not be read"""
-    def rows(file):
-        text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="", write_through=True)
-        out = csv.writer(text, lineterminator="\n")
-        out.writerow([*FILES, *["true"] * bool(true), *(f"p({name})" for name in classes)])
-        for i, (name, p) in enumerate(zip(ids, probabilities.tolist(), strict=True)):
-            best, right = p.index(max(p)), true[i : i + 1] if true else []
-            out.writerow([name, "", classes[best], f"{p[best]:.4f}", *right, *(f"{x:.4g}" for x in p)])
-        out.writerows([*pair, *[""] * (2 + bool(true) + len(classes))] for pair in failed)
-        text.detach()
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, rows)
+    """Write a row a file: its best label, the true one where given, all probabilities (N, C); then what could not be read."""
+    rows = [[*FILES, *["true"] * bool(true), *(f"p({name})" for name in classes)]]
+    for i, (name, p) in enumerate(zip(ids, probabilities.tolist(), strict=True)):
+        best, right = p.index(max(p)), true[i : i + 1] if true else []
+        rows.append([name, "", classes[best], f"{p[best]:.4f}", *right, *(f"{x:.4g}" for x in p)])
+    write_csv(path, [*rows, *([*pair, *[""] * (len(rows[0]) - 2)] for pair in failed)])
 
 
 def is_of_files(path: Path) -> bool:
