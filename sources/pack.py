@@ -6,6 +6,7 @@ depends on the source and the flags alone: not on the number of processes, nor o
 """
 
 import argparse
+import bisect
 import itertools
 import json
 import math
@@ -221,21 +222,17 @@ def pack_row(task: tuple[Path, int, argparse.Namespace, str]) -> list[tuple[str,
             length = min(row.end, media.duration) - row.start
             if length <= 0:
                 return Failed("start past the end")
-            scale = min(1.0, args.short / min(media.width, media.height))
+            scale = min(1.0, args.short / min(media.width, media.height))       # Unreadable where there is no video
             if args.copy:
                 return [(str(where[0]), row.start, row.end)]
             size = tuple(max(2, round(side * scale / 2) * 2) for side in (media.height, media.width))
             most = max(1, math.floor((row.end - row.start) * args.fps + 1e-6)) if row.end < math.inf else None
             frames = itertools.islice(media.frames(row.start, args.fps, size), most)
-            pieces, clips, done = max(1, round(length / (args.seconds or math.inf))), [], 0
-            for k in range(pieces):
-                first = next(frames, None)
-                if first is None:
-                    break
-                upto = None if k == pieces - 1 else max(1, round((k + 1) * args.seconds * args.fps) - done) - 1
+            ends = [round(k * args.seconds * args.fps) for k in range(1, round(length / (args.seconds or math.inf)))]
+            clips, done = [], 0
+            for k, piece in itertools.groupby(enumerate(frames), lambda numbered: bisect.bisect(ends, numbered[0])):
                 file, begin = f"{scratch}/{number}-{k}.mp4", row.start + done / args.fps
-                piece = itertools.chain([first], itertools.islice(frames, upto))
-                done += encode(file, piece, audio, begin, args)
+                done += encode(file, (frame for _, frame in piece), audio, begin, args)
                 clips.append((file, begin, row.start + done / args.fps))
             return clips
     except Unreadable as e:
