@@ -2,11 +2,11 @@
 
 A clip is an event: a cloth of one colour and texture that fills the frame, shown in one rhythm at one place, which is
 seen through its holes and whenever it is not there. Texture is heard as the pitch of a tone, rhythm as its timbre and its
-loudness, in step with the picture, and place as the noise behind; colour is not heard. Captions name some of it, in many
+loudness, in step with the frames, and place as the noise behind; colour is not heard. Captions name some of it, in many
 wordings; some come late, some are about something else. What nobody names (exact hue, period, phase, offset, light,
 noise, detuning) differs from event to event, so that nothing simpler than these four attributes gives a clip away.
 
-    T frames = T / 10 seconds     gate (T,)  how much of the cloth is there     picture (T, 64, 64, 3)     sound (S,)
+    T frames = T / 10 seconds     gate (T,)  how much of the cloth is there     video (T, 64, 64, 3)     audio (S,)
 
     demo-data/train/000000.mp4    two events, H.264 and AAC    000000.srt or .vtt    captions, in nine files of ten
     demo-data/val/000000.mp4      one event, held out          000000.srt or .vtt    one caption that names everything
@@ -156,19 +156,16 @@ def write_file(task):
     """Write a video with its captions, a pure function of (split, index, seed); its rows of labels.csv, or what failed."""
     folder, split, index, seed, choices = task
     rng = np.random.default_rng([seed, split == "val", index])
-    frames, waves, captions, rows, begin = [], [], [], [], 0
+    events, captions, rows, end = [], [], [], 0.0
     for _ in range(2 if split == "train" else 1):
         combination = choices[rng.integers(len(choices))]
-        video, audio = event(combination, rng)
-        start, end = begin / FPS, (begin + len(video)) / FPS
-        begin += len(video)
-        frames.append(video)
-        waves.append(audio)
+        events.append(event(combination, rng))
+        start, end = end, sum(len(video) for video, _ in events) / FPS
         captions += loose_captions(combination, choices, start, end, rng) if split == "train" else [
             (start + rng.uniform(0, 0.5), end - rng.uniform(0, 0.5), sentence(combination, rng))]
         rows.append([f"{split}/{index:06}.mp4", f"{start:.1f}", f"{end:.1f}", split, *combination])
     try:
-        encode(folder / split / f"{index:06}.mp4", np.concatenate(frames), np.concatenate(waves))
+        encode(folder / split / f"{index:06}.mp4", *map(np.concatenate, zip(*events, strict=True)))
         if split == "val" or rng.random() >= SILENT:
             write_captions(folder / split / f"{index:06}", "srt" if index % 2 == 0 else "vtt", captions)
     except (OSError, FFmpegError) as error:
@@ -179,11 +176,11 @@ def write_file(task):
 # what is seen and heard
 
 def event(combination, rng):
-    """One event of (colour, texture, rhythm, place): its picture (T, 64, 64, 3) uint8 and sound (T / 10 s,) float32."""
+    """One event of (colour, texture, rhythm, place): its video (T, 64, 64, 3) uint8 and audio (T / 10 s,) float32."""
     colour, texture, rhythm, place = combination
     frames = rng.integers(FRAMES[0], FRAMES[1] + 1)
     gate = rhythm_gate(rhythm, rng)
-    seconds = (np.arange(frames) + 0.5) / FPS           # the middle of a frame: sound is at most half a frame off
+    seconds = (np.arange(frames) + 0.5) / FPS           # the middle of a frame: audio is at most half a frame off
     samples = np.arange(frames * RATE // FPS) / RATE
     return draw(colour, texture, place, gate(seconds), rng), play(texture, rhythm, place, gate(samples), rng)
 
@@ -200,7 +197,7 @@ def rhythm_gate(rhythm, rng):
 
 
 def draw(colour, texture, place, gate, rng):
-    """The picture (T, 64, 64, 3) uint8 of a cloth that lets the place through where it has holes or is not there."""
+    """The frames (T, 64, 64, 3) uint8 of a cloth that lets the place through where it has holes or is not there."""
     hue, spread = HUES[colour]
     hue, saturation, value = (hue + rng.uniform(-spread, spread)) % 1, rng.uniform(0.75, 1), rng.uniform(0.8, 1)
     paint = np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)               # (3,)
@@ -208,8 +205,8 @@ def draw(colour, texture, place, gate, rng):
     there = (gate.astype(np.float32)[:, None, None] * cloth)[..., None]                     # (T, 64, 64, 1)
     behind = scenery(place, rng).astype(np.float32)[..., None]                              # (64, 64, 1)
     noise = rng.standard_normal(there.shape, np.float32) * rng.uniform(0.005, 0.015)
-    picture = (behind + there * (paint - behind)) * rng.uniform(0.85, 1) + noise            # (T, 64, 64, 3)
-    return (picture.clip(0, 1) * 255).astype(np.uint8)
+    frames = (behind + there * (paint - behind)) * rng.uniform(0.85, 1) + noise             # (T, 64, 64, 3)
+    return (frames.clip(0, 1) * 255).astype(np.uint8)
 
 
 def weave(texture, rng):
@@ -232,7 +229,7 @@ def scenery(place, rng):
 
 
 def play(texture, rhythm, place, gate, rng):
-    """The sound (S,) float32 of that gate (S,): a tone that comes and goes, and noise that stays."""
+    """The waveform (S,) float32 of that gate (S,): a tone that comes and goes, and noise that stays."""
     pitch = PITCHES[texture] * rng.uniform(0.95, 1.05)
     radians = 2 * np.pi * pitch / RATE * np.arange(len(gate))
     partials = {k: strength for k, strength in TIMBRES[rhythm].items() if k * pitch < 7000}
