@@ -390,7 +390,7 @@ def jitter(x: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
 
 
 def saturate(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """In HSV, S times `factor`, at most 1: the channels move to or from the largest of them. (.., 3) -> (.., 3)."""
+    """Colours with S of HSV times `factor`, at most 1: channels move to or from the largest of them. (.., 3) -> (.., 3)."""
     v = x.amax(-1, keepdim=True)
     spread = v - x.amin(-1, keepdim=True)                           # S is spread / v
     k = (v / spread.clamp_min(1e-12)).clamp_min(0).minimum(factor)  # what S is multiplied by in the end
@@ -398,7 +398,7 @@ def saturate(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def shift_hue(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    """In HSV, H plus `by`, where 1 is the full circle; the largest and smallest value are kept. (.., 3) -> (.., 3)."""
+    """Colours with H of HSV plus `by`, 1 being the full circle; largest and smallest value stay. (.., 3) -> (.., 3)."""
     v = x.amax(-1, keepdim=True)
     spread = v - x.amin(-1, keepdim=True)
     r, g, b = x.split(1, -1)

@@ -199,7 +199,7 @@ def classify(model: vatt.Classifier, batches: Batches, processes: Processes) -> 
 
 def answers(model: vatt.Classifier, batches: Batches,
             processes: Processes) -> tuple[list[str], torch.Tensor, torch.Tensor, list[tuple[str, str]]]:
-    """Of the files of all processes: paths, logits (N, C), classes (N, C), and those that cannot be read"""
+    """Paths, logits (N, C) and classes (N, C) of the files of all processes, and those that cannot be read"""
     none = torch.zeros(0, len(model.classes))
     paths, logits, labels, failed = [], [none], [none], []
     for batch, found, bad in embed.over_files(model, model.answer, batches, processes.device):

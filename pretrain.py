@@ -364,7 +364,7 @@ def finish(args, run: Run, processes: Processes, model: vatt.VATT, results: dict
 
 
 def beside(args) -> dict[str, dict]:
-    """For the demo, what knowing some attributes of a clip would give, to stand beside the scores"""
+    """What knowing some attributes of a clip of the demo would give, to stand beside the scores; nothing for other data"""
     if args.data or args.val or not (DEMO / "labels.csv").is_file():
         return {}
     return {name: scores for name, scores in demo.ceilings(demo.labels(DEMO)).items() if name.count("+") < 3}

@@ -117,7 +117,7 @@ class VATT(nn.Module):
 
 
 class Backbones(nn.Module):
-    """From raw inputs to z_out: everything of Figure 1 that stands left of the common spaces, or the towers asked for."""
+    """Raw inputs to z_out: all of Figure 1 that stands left of the common spaces, or of it the towers asked for."""
 
     def __init__(self, config: Config, modalities: tuple[str, ...] = ("video", "audio", "text")):
         super().__init__()
@@ -218,7 +218,7 @@ class OfficialBackbones(official.Backbones, Backbones):
 
 
 class OfficialVocabulary(official.Words, tokenize.Vocabulary):
-    """That of Google's released model"""
+    """The vocabulary of Google's released model"""
 
 
 class Variant(NamedTuple):
@@ -353,7 +353,7 @@ class Classifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the weights"""
+        """The number format of the weights"""
         return next(self.parameters()).dtype
 
     def spec(self, windows: int | None = None, crops: int | None = None) -> data.ClipSpec:

@@ -104,7 +104,7 @@ def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def ours(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
-    """As the data set of training reads"""
+    """A clip as the data set of training reads it"""
     with Media(path) as media:
         return media.video(start, s.frames, s.fps, lambda *_: box, (s.size, s.size)), media.audio(start, s.samples, s.rate)
 

@@ -113,7 +113,7 @@ class Moments(IterableDataset):
                 yield from [(None, [(str(error.path), error.reason)])] * (len(items) - done)
 
     def views(self, name: str, items: list[int]) -> Iterator[np.ndarray]:
-        """Of each of some moments of a video, (V, T, H, W, 3) uint8, from one pass over the file. Raises Unreadable."""
+        """The views (V, T, H, W, 3) uint8 of some moments of a video, from one pass over the file. Raises Unreadable."""
         spec, index, rows = self.spec, self.clips.row(items[0])[0], [self.clips.row(i)[1] for i in items]
         with self.in_flight.track(name):
             media = Media(*index.media(rows[0]))
