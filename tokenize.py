@@ -92,13 +92,13 @@ class Vocabulary:
 
     @classmethod
     def build(cls, texts, size=2**16):
-        """The vocabulary of an iterable of captions; at most `size` entries (2^16 in Section 4.1), the two special ones included."""
+        """The words of captions; at most `size` entries (2^16 in Section 4.1), the two special ones included."""
         counts = Counter(word for text in texts for word in cls.split(text))
         return cls(sorted(counts, key=lambda word: (-counts[word], word))[: max(0, size - len(cls.special))])
 
     @classmethod
     def load(cls, path):
-        """The vocabulary of a text file of one word a line, as `save` writes it; ValueError if its first lines are not the special ones."""
+        """The words of a text file, one a line, as `save` writes it; ValueError if its first lines are not the special ones."""
         # `open` alone can be that of Python's `tokenize`, whose names this module then shares.
         with builtins.open(path, encoding="utf-8") as file:
             words = file.read().removesuffix("\n").split("\n")
