@@ -25,8 +25,8 @@ def official(args: argparse.Namespace) -> None:
             model = (Classifier(config, found.kind, listed(args.classes, found.classes), args.multi or found.classes == 527)
                      if found.kind else vatt.VATT(config))
         weights, left = found.weights(model.state_dict())
-    except (KeyError, ValueError) as e:
-        raise ValueError(f"{prefix}: {'it lacks ' * isinstance(e, KeyError)}{e.args[0]}") from None
+    except ValueError as e:
+        raise ValueError(f"{prefix}: {e}") from None
     words = None if found.kind else vocabulary(args.vocabulary, config.vocabulary)
     write(args, config, model.describe() if found.kind else config.to_json(), weights, words)
     for name in left:

@@ -24,7 +24,7 @@ RULES = (  # a name of Google's becomes ours by all of these in turn, and "." fo
     ("final_layer_norm", "norm"), ("feed_forward/layer_norm", "norm2"), ("(self_attention/)?layer_norm", "norm1"),
     ("(mha|self_attention/attention)/[qkv]/", "attention/qkv/"), ("(mha|self_attention/attention)/o/", "attention/out/"),
     ("feed_forward/mlp/wi", "mlp/0"), ("feed_forward/mlp/wo", "mlp/3"), ("^_ops/cls", "classifier/linear"),
-    (r"^_head_layer/_bridge_heads/\d+", "heads"), ("vid_to_hid", "v_to_va1/linear"), ("hid_to_va/pre_bn", "v_to_va1/norm"),
+    ("^_head_layer/_bridge_heads/0", "heads"), ("vid_to_hid", "v_to_va1/linear"), ("hid_to_va/pre_bn", "v_to_va1/norm"),
     ("hid_to_va/dense", "v_to_va2/linear"), ("hid_to_va/bn", "v_to_va2/norm"), ("va_to_vat/dense", "v_to_vt/linear"),
     ("va_to_vat/bn", "v_to_vt/norm"), ("aud_to_va", "a_to_va"), ("txt_to_vat", "t_to_vt"),
     ("/(kernel|gamma)$", "/weight"), ("/beta$", "/bias"), ("/moving_mean$", "/running_mean"),
@@ -66,11 +66,13 @@ class Released:
             self.places["transformer.x_agg"] *= 3  # a classifier keeps one of the three
 
     def shape(self, name: str) -> torch.Size:
-        """That of the first variable that a weight of ours is made of; KeyError where there is none."""
+        """That of the first variable that a weight of ours is made of; ValueError where there is none."""
+        if name not in self.places:
+            raise ValueError(f"it lacks {name}")
         return self.v[self.places[name][0]].shape
 
     def config(self, head_width: int | None) -> dict:
-        """The fields of `vatt.Config`; KeyError or ValueError where a variable is missing, or heads do not divide a width.
+        """The fields of `vatt.Config`; ValueError where a variable is missing, or heads do not divide a width.
 
         head_width: d/h, which no shape tells but that of the text model's relative bias; 64 in all that Google released.
         """
