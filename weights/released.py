@@ -105,17 +105,15 @@ class Released:
 
     def weights(self, own: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
         """(weights for a model whose state is `own`, variables without a place in it); ValueError names what is missing."""
-        weights, left, lacks = {}, set(self.v), []
-        for name, like in own.items():
+        weights, left = {}, set(self.v)
+        for name in own:
             theirs = self.places.get(name.removeprefix("backbones.").removeprefix("backbone."), [])
             left -= set(theirs)
             parts = [turned(self.v[one], one) for one in theirs]
             weights[name] = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0)  # one: not copied
-            if weights[name].shape != like.shape:
-                lacks.append(f"{name} {tuple(like.shape)}")
-            elif name.endswith("qkv.weight") and "text_transformer" in name:  # T5 does not divide scores by sqrt(d/h); we do
+            if name.endswith("qkv.weight") and "text_transformer" in name:  # T5 does not divide scores by sqrt(d/h); we do
                 weights[name][: len(weights[name]) // 3] *= self.head_width**0.5
-        if lacks:
+        if lacks := [f"{name} {tuple(like.shape)}" for name, like in own.items() if weights[name].shape != like.shape]:
             raise ValueError(f"it lacks {len(lacks)} weights: {', '.join(lacks[:4])}" + ", .." * (len(lacks) > 4))
         return weights, sorted(left)
 
