@@ -61,16 +61,14 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> l
     if args.folder and not args.folder.is_dir():
         p.error(f"--folder: there is no folder {args.folder}")
     if args.index is not None:
-        rows = index.measure(args.index, folder=args.folder)
-        print(index.report(rows))
-        return rows
+        return index.measure(args.index, folder=args.folder)
     rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         videos = {title: video(Path(folder, title, "a.mp4"), *how) for title, how in VIDEOS.items()}
         torch.set_num_threads(1)
         for part in args.parts:
-            found, words = PARTS[part](videos, data.ClipSpec(), args.rounds, args.workers)
-            print("\n".join(["", f"{part}: {PARTS[part].__doc__}", report(found), *words]), flush=True)
+            found = PARTS[part](videos, data.ClipSpec(), args.rounds, args.workers)
+            print("\n".join(["", f"{part}: {PARTS[part].__doc__}", report(found)]), flush=True)
             rows += found
     return rows
 
@@ -103,6 +101,9 @@ def texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     return np.stack([128 + 45 * grey + 15 * layer / layer.std() for layer in layers], -1).clip(0, 255).astype(np.int16)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Contenders: (path, start in seconds, box, spec) -> (frames, waveform), each by one thread
+
 def ours(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
     """A clip as the data set of training reads it"""
     with Media(path) as media:
@@ -112,14 +113,15 @@ def ours(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
 def floor(path: str, start: float, box: tuple, s: data.ClipSpec) -> None:
     """The same packets decoded, and nothing done with them"""
     with av.open(path) as container:
-        for stream, first, last in ((container.streams.video[0], start, start + (s.frames - 1) / s.fps),
-                                    (container.streams.audio[0], start - 0.05, start + s.samples / s.rate)):
-            for _ in plain(container, stream, first, last):
-                pass
+        for _ in decoded(container, "video", start, start + (s.frames - 1) / s.fps):
+            pass
+        for _ in decoded(container, "audio", start - 0.05, start + s.samples / s.rate):
+            pass
 
 
-def plain(container, stream, first: float, last: float):
-    """(seconds, frame) from the key frame before `first` to the first one from `last` on, by one thread"""
+def decoded(container, kind: str, first: float, last: float):
+    """(seconds, frame) from the key frame before `first` to the first one from `last` on"""
+    stream = container.streams.best(kind)
     stream.codec_context.thread_count, unit = 1, float(stream.time_base)
     container.seek(max(0, int(first / unit)), stream=stream)
     for frame in container.decode(stream):
@@ -129,10 +131,10 @@ def plain(container, stream, first: float, last: float):
 
 
 def pyav(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
-    """PyAV as its documentation shows it: `to_ndarray` of the frames that are shown, one thread"""
+    """PyAV as its documentation shows it: `to_ndarray` of the frames that are shown"""
     with av.open(path) as container:
         times, shown, frames = [start + i / s.fps + 1e-6 for i in range(s.frames)], None, []
-        for at, frame in plain(container, container.streams.video[0], start, times[-1] + 1 / FPS):
+        for at, frame in decoded(container, "video", start, times[-1] + 1 / FPS):
             while times and shown is not None and times[0] < at:
                 frames.append(shown.to_ndarray(format="rgb24", threads=1))
                 times.pop(0)
@@ -144,7 +146,7 @@ def pyav(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
 def waveform(container, start: float, s: data.ClipSpec) -> np.ndarray:
     """The waveform of the interval by PyAV's resampler: (samples,) float32"""
     resampler, parts, first = av.AudioResampler("flt", "mono", s.rate), [], None
-    for at, block in plain(container, container.streams.audio[0], start - 0.05, start + s.samples / s.rate):
+    for at, block in decoded(container, "audio", start - 0.05, start + s.samples / s.rate):
         first = at if first is None else first
         parts += [part.to_ndarray()[0] for part in resampler.resample(block)]
     wave = np.concatenate(parts)[max(0, round((start - first) * s.rate)):][:s.samples]
@@ -152,7 +154,7 @@ def waveform(container, start: float, s: data.ClipSpec) -> np.ndarray:
 
 
 def torchcodec(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
-    """torchcodec, one thread"""
+    """torchcodec"""
     from torchcodec.decoders import AudioDecoder, VideoDecoder
 
     decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate")
@@ -162,7 +164,7 @@ def torchcodec(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
 
 
 def decord(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
-    """decord or eva-decord, one thread; its AudioReader decodes the audio of the whole file"""
+    """decord or eva-decord; its AudioReader decodes the audio of the whole file"""
     from decord import AudioReader, VideoReader, cpu
 
     reader = VideoReader(path, ctx=cpu(0), num_threads=1)
@@ -173,7 +175,7 @@ def decord(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
 
 
 def opencv(path: str, start: float, box: tuple, s: data.ClipSpec) -> tuple:
-    """OpenCV, one thread; it has no audio, which is PyAV's"""
+    """OpenCV; it has no audio, which is PyAV's"""
     import cv2
 
     cv2.setNumThreads(1)
@@ -213,59 +215,29 @@ def cut(frames: torch.Tensor, box: tuple, s: data.ClipSpec) -> np.ndarray:
     return F.interpolate(part, (s.size, s.size), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 
 
-def clips(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts: (videos, spec, rounds, workers) -> rows
+
+def clips(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> list[dict]:
     """32 frames at 10 fps, a random part of them at 224 x 224, and their waveform, of videos of 10 s"""
-    rows, words, contenders = [], [], {"ours": ours, "floor": floor}
+    rows, contenders = [], {"ours": ours, "floor": floor}
     for name, (module, contender) in PEERS.items():
         try:
             importlib.import_module(module)
             contenders[name] = contender
         except Exception as error:  # a library of the system that is missing shows itself as anything
-            words.append(f"{name} is left out: {first_line(error)}")
+            print(f"{name} is left out: {first_line(error)}")
     for title, path in videos.items():
         with Media(path) as media:
             width, height, last = media.width, media.height, media.duration - s.seconds
         rng = np.random.default_rng(0)
         jobs = [(str(path), int(rng.integers(10 * last + 1)) / 10, data.random_box(rng, width, height, s.area), s)
                 for _ in range(rounds + 1)]
-
-        def look(i: int, got: dict, title=title) -> None:
-            for name, clip in got.items():
-                if clip and (far := np.abs(clip[0].astype(np.int16) - got["ours"][0]).mean((1, 2, 3)).max()) > SAME:
-                    words.append(f"{name} gives other frames of {title}, round {i}: they differ by {far:.0f} of 255")
-
-        runs = {name: lambda i, c=c, jobs=jobs: c(*jobs[i]) for name, c in contenders.items()}
-        rows += compare("clip", title, runs, rounds, words, look)
-    return rows, words
-
-
-def compare(part: str, title: str, runs: dict[str, Callable], rounds: int, words: list[str], look=None) -> list[dict]:
-    """Rows of calls run(round) that take turns, another one first each round, after one round to warm up.
-
-    One that raises is left out from then on, and named in `words`; not so the first one. look(round, what they returned).
-    """
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(rounds + 1):
-        got, order = {}, list(taken)
-        for name in order[i % len(order):] + order[:i % len(order)]:
-            began = time.process_time()
-            try:
-                got[name] = runs[name](i)
-                taken[name] += [time.process_time() - began] * (i > 0)
-            except Exception as error:
-                if name == order[0]:
-                    raise
-                words.append(f"{name} cannot read {title}: {first_line(error)}")
-                del taken[name]
-        if look:
-            look(i, got)
-    first, *others = taken
-    rows = [row(part, title, name, times) for name, times in taken.items()]
-    rows[0] |= {f"vs_{name}": float(np.median(np.divide(taken[name], taken[first]))) for name in others}
+        rows += compare("clip", title, {name: lambda i, c=c, jobs=jobs: c(*jobs[i]) for name, c in contenders.items()}, rounds)
     return rows
 
 
-def packed(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+def packed(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> list[dict]:
     """the clips of training, of videos and of the shards they are packed into"""
     rows = []
     for title, path in videos.items():
@@ -273,36 +245,39 @@ def packed(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             show.main(["pack", str(path.parent), str(shards), "--workers", "1"])
         both = {"shards": training(Index(shards / "index"), s, 1), "videos": training(listed(path), s, 1)}
-        rows += compare("packed", title, {name: lambda i, d=d: d[i, 0] for name, d in both.items()}, rounds, [])
-    return rows, []
+        rows += compare("packed", title, {name: lambda i, d=d: d[i, 0] for name, d in both.items()}, rounds)
+    return rows
 
 
-def loader(videos: dict[str, Path], s: data.ClipSpec, rounds: int, workers: int) -> tuple[list[dict], list[str]]:
+def loader(videos: dict[str, Path], s: data.ClipSpec, rounds: int, workers: int) -> list[dict]:
     """the loader of training, with its workers and without, batches of 8"""
     batch, (title, path) = 8, next(iter(videos.items()))
-    dataset, times, names = training(listed(path), s, batch), {workers: [], 0: []}, (f"{workers} workers", "one process")
+    dataset, times = training(listed(path), s, batch), {workers: [], 0: []}
     for turn in range(3):
-        for workers_, seconds in times.items():
+        for n, seconds in times.items():
             first, began = turn * rounds, (time.perf_counter(), cpu())
-            for _ in loading.train_batches(dataset, batch, Processes(solo=True), first, first + rounds, workers_):
+            for _ in loading.train_batches(dataset, batch, Processes(solo=True), first, first + rounds, n):
                 pass
             seconds.append(np.subtract((time.perf_counter(), cpu()), began) / (batch * rounds))
-    rows = [row("loader", title, name, [cpu_s for _, cpu_s in seconds]) | {"clips_per_s": 1 / np.median(seconds, 0)[0].item()}
-            for name, seconds in zip(names, times.values(), strict=True)]
-    rows[0]["vs_one_process"] = rows[1]["cpu_s"] / rows[0]["cpu_s"]
+    with_workers, alone = (row("loader", title, f"{n} workers" if n else "one process", np.array(seconds)[:, 1])
+                           | {"clips_per_s": 1 / np.median(seconds, 0)[0].item()} for n, seconds in times.items())
+    with_workers["vs_one_process"] = alone["cpu_s"] / with_workers["cpu_s"]
     # By the clock, with a core for each worker; where cores share their parts, two at once take more CPU for the same work.
-    rows[0]["a_worker_vs_one_process"] = rows[0]["clips_per_s"] / workers / rows[1]["clips_per_s"]
-    return rows, []
+    with_workers["a_worker_vs_one_process"] = with_workers["clips_per_s"] / workers / alone["clips_per_s"]
+    return [with_workers, alone]
 
 
-def searched(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> tuple[list[dict], list[str]]:
+def searched(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> list[dict]:
     """all moments of a video of a minute, 640x360, and one pass that only decodes it; "a clip" is the whole video"""
     rows, folder = [], next(iter(videos.values())).parent.with_name("long")
     for suffix in ("mp4", "mkv", "ts", "flv", "avi"):
         path = video(folder / f"a.{suffix}", 640, 360, {"g": "150", "preset": "veryfast"}, LONG)
         runs = {"moments": lambda _, path=path: moments(path, s), "one_pass": lambda _, path=path: decode_all(path)}
-        rows += compare("search", suffix, runs, math.ceil(rounds / 5), [])
-    return rows, []
+        rows += compare("search", suffix, runs, math.ceil(rounds / 5))
+    return rows
+
+
+PARTS = {"clip": clips, "packed": packed, "loader": loader, "search": searched}
 
 
 def moments(path: Path, s: data.ClipSpec) -> int:
@@ -313,11 +288,11 @@ def moments(path: Path, s: data.ClipSpec) -> int:
         return sum(views is not None for views, _ in embed.Moments(clips, 32))
 
 
-def decode_all(path: Path) -> int:
-    """Decodes all frames of a video by one thread, and does nothing with them; returns how many there are"""
+def decode_all(path: Path) -> None:
+    """Decodes all frames of a video by one thread, and does nothing with them"""
     with av.open(str(path)) as container:
-        container.streams.video[0].codec_context.thread_count = 1
-        return sum(1 for _ in container.decode(container.streams.video[0]))
+        for _ in decoded(container, "video", 0.0, math.inf):
+            pass
 
 
 def listed(path: Path) -> Index:
@@ -330,6 +305,33 @@ def training(rows: Index, s: data.ClipSpec, batch: int) -> data.TrainDataset:
     """The clips of training from a list"""
     sampler = Sampler([len(rows)], [1.0], batch, 0)
     return data.TrainDataset([data.Source(rows, np.zeros(0, int))], sampler, s, vocabulary=tokenize.Vocabulary([]))
+
+
+def compare(part: str, title: str, runs: dict[str, Callable], rounds: int) -> list[dict]:
+    """Rows of calls run(round) that take turns, another one first each round, after one round to warm up.
+
+    One that raises, but the first, is left out from then on with a note; noted are also frames unlike those of the first.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds + 1):
+        got, order = {}, list(taken)
+        for name in order[i % len(order):] + order[:i % len(order)]:
+            began = time.process_time()
+            try:
+                got[name] = runs[name](i)
+                taken[name] += [time.process_time() - began] * (i > 0)
+            except Exception as error:
+                if name == order[0]:
+                    raise
+                print(f"{name} cannot read {title}: {first_line(error)}")
+                del taken[name]
+        for name, clip in got.items() if part == "clip" else ():
+            if clip and (far := np.abs(clip[0].astype(np.int16) - got[order[0]][0]).mean((1, 2, 3)).max()) > SAME:
+                print(f"{name} gives other frames of {title}, round {i}: they differ by {far:.0f} of 255")
+    first, *others = taken
+    rows = [row(part, title, name, times) for name, times in taken.items()]
+    rows[0] |= {f"vs_{name}": float(np.median(np.divide(taken[name], taken[first]))) for name in others}
+    return rows
 
 
 def cpu() -> float:
@@ -350,18 +352,13 @@ def first_line(error: Exception) -> str:
 
 
 def report(rows: list[dict]) -> str:
-    """The rows, for people"""
+    """The rows, a table for people"""
     cells, first = [], rows[0]
-    for i, r in enumerate(rows):
-        new = not i or r["video"] != rows[i - 1]["video"]
-        first = r if new else first
+    for r in rows:
+        first = r if r["video"] != first["video"] or r is first else first
         ratio = first.get(f"vs_{r['name'].replace(' ', '_')}")
-        clock = f"{r['clips_per_s']:.1f}" if "clips_per_s" in r else ""
-        if "a_worker_vs_one_process" in r:
-            clock += f", {r['a_worker_vs_one_process']:.2f} of one process a worker"
-        cells.append([r["video"] if new else "", r["name"], f"{1e3 * r['cpu_s']:.1f} ms", f"{r['clips_per_s_core']:.1f}",
-                      "" if ratio is None else f"{first['name']}: {ratio:.2f} times as fast", clock])
-    return table(["", "", "CPU a clip", "clips/s a core", "", "clips/s by the clock" if cells[0][-1] else ""], cells)
-
-
-PARTS = {"clip": clips, "packed": packed, "loader": loader, "search": searched}
+        clock = f"{r['clips_per_s']:.1f} by the clock" if "clips_per_s" in r else ""
+        share = f", {r['a_worker_vs_one_process']:.2f} of one process a worker" if "a_worker_vs_one_process" in r else ""
+        cells.append([r["video"] if r is first else "", r["name"], f"{1e3 * r['cpu_s']:.1f} ms", f"{r['clips_per_s_core']:.1f}",
+                      f"{first['name']}: {ratio:.2f} times as fast" if ratio else "", clock + share])
+    return table(["", "", "CPU a clip", "clips/s a core", "", ""], cells)

@@ -19,8 +19,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -39,7 +38,7 @@ COMMA = re.compile(r"([0-9:.]+),([0-9:.]+)\s*$")                                
 CLOCK = re.compile(r"(?:([0-9]+):)?([0-9]+):([0-9]+(?:[.,][0-9]*)?)")
 NO_CUE = re.compile(r"(?:WEBVTT|NOTE|STYLE|REGION)(?:\s|$)")
 BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-LYRIC = re.compile(r"\[([0-9]+:[0-9.:]+)\]\s*")
+LYRIC = re.compile(r"((?:\[[0-9]+:[0-9.:]+\]\s*)*)(.*)")                          # its times, its words
 OFFSET = re.compile(r"([0-9.]+)(h|m|s|ms|t)")                                      # a time of TTML
 ATTRIBUTE = re.compile(r"\b(begin|end|dur|tickRate)\s*=\s*[\"']([^\"']*)[\"']")
 TAG = re.compile(r"</?(?:b|c|i|u|s|v|rt|ruby|lang|font|span)(?:[\s.][^<>]*)?>|<[0-9:.]+>|\{\\k[^{}]*\}", re.IGNORECASE)
@@ -59,29 +58,29 @@ class Caption(NamedTuple):
 def read(path: Path, problems: list[str]) -> list[Caption]:
     """The captions in a file, sorted by start, rolling ones merged; none for a file that cannot be read."""
     path = Path(path)
-    parse = PARSERS.get(path.suffix.lower())
-    with complaints(path, problems) as complain:
+    parse, reason, data = PARSERS.get(path.suffix.lower()), None, b""
+    try:
         if parse is None:
-            complain(1, f"not a caption file ({', '.join(PARSERS)})")
-            return []
-        try:
-            if not path.is_file():                       # a named pipe would be waited for
-                complain(1, "not a file")
-                return []
+            reason = f"not a caption file ({', '.join(PARSERS)})"
+        elif not path.is_file():                         # a named pipe would be waited for
+            reason = "not a file"
+        else:
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:           # ValueError: a NUL in the name
-            complain(1, f"cannot be read: {error}")
-            return []
-        if len(data) > MAX_BYTES:
-            complain(1, f"larger than {MAX_BYTES >> 20} MB: passed over")
-            return []
-        text = data.decode(encoding(data), "replace").replace("\0", "")
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-        if "\ufffd" in text:
-            complain(1 + text[: text.index("\ufffd")].count("\n"), "not UTF-8: words that cannot be read are left out; write "
-                     "the file anew, if it is Western European with iconv -f WINDOWS-1252 -t UTF-8")
-        return sift(parse(text), complain)
+    except (OSError, ValueError) as error:               # ValueError: a NUL in the name
+        reason = f"cannot be read: {error}"
+    if len(data) > MAX_BYTES:
+        reason = f"larger than {MAX_BYTES >> 20} MB: passed over"
+    if reason:
+        tell(problems, f"{path}:1: {reason}")
+        return []
+    text = data.decode(encoding(data), "replace").replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+    intact, wrong, _ = text.partition("\ufffd")
+    if wrong:
+        line = 1 + intact.count("\n")
+        tell(problems, f"{path}:{line}: not UTF-8: words that cannot be read are left out; write the file anew, if it is "
+             "Western European with iconv -f WINDOWS-1252 -t UTF-8")
+    return sift(parse(text), path, problems)
 
 
 def encoding(data: bytes) -> str:
@@ -94,27 +93,31 @@ def encoding(data: bytes) -> str:
     return "utf-8-sig"
 
 
-def sift(rows: Iterable[tuple[int, Any, Any, Any]], complain: Callable[[int, str], None]) -> list[Caption]:
-    """Rows (line, start, end, text) of anything to sorted, merged cues; every row dropped or cut is complained of."""
-    cues, line = [], 1
+def sift(rows: Iterable[tuple[int, Any, Any, Any]], name: object, problems: list[str]) -> list[Caption]:
+    """Rows (line, start, end, text) of anything to sorted, merged captions; every row dropped or cut is told as of `name`."""
+    cues, told, line = [], [], 1
     try:
         for line, start, end, text in rows:
             start, end = seconds(start), seconds(end)
             if not isinstance(text, str):
-                complain(line, f"text is no string: {str(text)[:40]!r}")
+                told.append((line, f"text is no string: {str(text)[:40]!r}"))
             elif not 0 <= start <= end <= MAX_SECONDS:
-                complain(line, f"{text[:40]!r} has no valid time: {start:g} to {end:g} s")
+                told.append((line, f"{text[:40]!r} has no valid time: {start:g} to {end:g} s"))
             elif not (said := clean(text[:MAX_CHARACTERS])):
-                complain(line, "no text")
+                told.append((line, "no text"))
             else:
                 if len(text) > MAX_CHARACTERS:
-                    complain(line, f"text of {len(text)} characters is cut to {MAX_CHARACTERS}")
+                    told.append((line, f"text of {len(text)} characters is cut to {MAX_CHARACTERS}"))
                 cues.append(Caption(start, end, said))
             if len(cues) == MAX_CAPTIONS:
-                complain(line, f"more than {MAX_CAPTIONS} captions: the rest is passed over")
+                told.append((line, f"more than {MAX_CAPTIONS} captions: the rest is passed over"))
                 break
     except (csv.Error, ValueError, RecursionError) as error:
-        complain(line, f"cannot be read from here on: {error}")
+        told.append((line, f"cannot be read from here on: {error}"))
+    for line, what in told[:TOLD_PER_FILE]:
+        tell(problems, f"{name}:{line}: {what}")
+    if len(told) > TOLD_PER_FILE:
+        tell(problems, f"{name}: {len(told) - TOLD_PER_FILE} more problems")
     return merge_rolling(sorted(cues, key=lambda cue: cue.start))
 
 
@@ -196,13 +199,12 @@ def blocks(text: str, arrow: re.Pattern = ARROW) -> Iterator[tuple[int, Any, Any
 def table(text: str, delimiter: str = ",") -> Iterator[tuple[int, Any, Any, Any]]:
     """.csv: rows below a header that has start, end and text among its columns; ValueError for another header."""
     csv.field_size_limit(MAX_BYTES)                      # Python's own limit of 128 kB would raise
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    header = [name.strip().lower() for name in next(reader, [])]
-    columns = [header.index(name) for name in ("start", "end", "text") if name in header]
-    if len(columns) < 3:
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+    if not {"start", "end", "text"} <= set(reader.fieldnames):
         raise ValueError("the first line must name the columns start,end,text")
-    for row in filter(None, reader):
-        yield reader.line_num, *(row[column] if column < len(row) else None for column in columns)
+    for row in reader:
+        yield reader.line_num, row["start"], row["end"], row["text"]
 
 
 def milliseconds(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
@@ -228,14 +230,13 @@ def lyrics(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
     """.lrc: lines "[mm:ss.xx] text", each up to the next one's time, the last for five seconds."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        times = []
-        while stamp := LYRIC.match(line):
-            times, line = [*times, seconds(stamp[1])], line[stamp.end():]
-        rows += [(time, number, line.strip()) for time in times]
+        times, said = LYRIC.match(line).groups()
+        rows += [(seconds(time), number, said.strip()) for time in re.findall(r"[0-9:.]+", times)]
     rows.sort()
-    for (start, number, said), (end, *_) in zip(rows, [*rows[1:], (math.inf,)], strict=True):
+    ends = [start for start, *_ in rows[1:]] + [start + 5 for start, *_ in rows[-1:]]
+    for (start, number, said), end in zip(rows, ends, strict=True):
         if said:
-            yield number, start, min(end, start + 5 if end == math.inf else end), said
+            yield number, start, end, said
 
 
 def elements(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
@@ -299,10 +300,9 @@ def moment(entry: dict) -> tuple[Any, Any, Any]:
 
 
 # of two files with the same name, the kind that stands first is taken
-PARSERS: dict[str, Callable[[str], Iterator[tuple[int, Any, Any, Any]]]] = {
-    ".srt": blocks, ".vtt": blocks, ".csv": table, ".json": objects, ".tsv": milliseconds, ".ass": dialogues, ".ssa": dialogues,
-    ".ttml": elements, ".dfxp": elements, ".sbv": partial(blocks, arrow=COMMA), ".lrc": lyrics, ".json3": objects,
-}
+PARSERS = {".srt": blocks, ".vtt": blocks, ".csv": table, ".json": objects, ".tsv": milliseconds, ".ass": dialogues,
+           ".ssa": dialogues, ".ttml": elements, ".dfxp": elements, ".sbv": partial(blocks, arrow=COMMA), ".lrc": lyrics,
+           ".json3": objects}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,22 +323,3 @@ def clean(text: str) -> str:
     """One line of text that can be encoded: tags and control characters removed, entities and blanks resolved."""
     text = html.unescape(TAG.sub("", STYLE.sub(" ", BREAK.sub(" ", text))))
     return " ".join(CONTROL.sub(" ", HALF.sub("", text)).split()).encode("utf-8", "replace").decode()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Problems
-
-@contextmanager
-def complaints(name: object, problems: list[str]) -> Iterator[Callable[[int, str], None]]:
-    """A function complain(line, what) about one file: its first calls become lines of `problems`, then a count."""
-    count = 0
-
-    def complain(line: int, what: str) -> None:
-        nonlocal count
-        count += 1
-        if count <= TOLD_PER_FILE:
-            tell(problems, f"{name}:{line}: {what}")
-
-    yield complain
-    if count > TOLD_PER_FILE:
-        tell(problems, f"{name}: {count - TOLD_PER_FILE} more problems")

@@ -208,8 +208,7 @@ def howto100m(root: Path, problems: list[str], _language: str = "") -> Iterator[
         elif path not in seen:
             seen.add(path)
             if file:
-                with captions.complaints(f"{file}:{key}", problems) as complain:
-                    said = captions.sift(captions.entries(found), complain)
+                said = captions.sift(captions.entries(found), f"{file}:{key}", problems)
             else:
                 said = captions.read(Path(root, found), problems)
             yield Row(path, 0.0, math.inf, said)

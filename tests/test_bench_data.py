@@ -50,7 +50,7 @@ def test_the_films_have_b_frames_or_none_and_several_seconds_to_a_key_frame(film
     assert kinds == {"64x48": {1, 2, 3}, "64x48 without B-frames": {1, 2}}
 
 
-def test_ratios_are_of_the_same_clips_and_above_one_where_we_are_faster(films, monkeypatch):
+def test_ratios_are_of_the_same_clips_and_above_one_where_we_are_faster(films, monkeypatch, capsys):
     cost = {"ours": 2, "slow": 6, "floor": 1}
     monkeypatch.setattr(feeding.time, "process_time", lambda: now[0])
     now, clip = [0.0], (np.zeros((8, 32, 32, 3), np.uint8), None)
@@ -64,14 +64,14 @@ def test_ratios_are_of_the_same_clips_and_above_one_where_we_are_faster(films, m
     monkeypatch.setattr(feeding, "ours", contender("ours"))
     monkeypatch.setattr(feeding, "floor", contender("floor"))
     monkeypatch.setattr(feeding, "PEERS", {"slow": ("av", contender("slow")), "none": ("no_such_module", None)})
-    rows, words = feeding.clips(films, RECIPE, 4, 1)
-    assert words == ["none is left out: No module named 'no_such_module'"]
+    rows = feeding.clips(films, RECIPE, 4, 1)
+    assert capsys.readouterr().out == "none is left out: No module named 'no_such_module'\n"
     assert [r["name"] for r in rows] == ["ours", "floor", "slow"] * 2
     for first in (rows[0], rows[3]):
         assert (first["vs_slow"], first["vs_floor"], first["cpu_s"], first["clips_per_s_core"]) == (3, 0.5, 2, 0.5)
 
 
-def test_a_contender_that_gives_other_pictures_or_fails_is_named(films, monkeypatch):
+def test_a_contender_that_gives_other_pictures_or_fails_is_named(films, monkeypatch, capsys):
     def wrong(path, start, box, r):
         return 255 - feeding.ours(path, start, box, r)[0], None
 
@@ -79,18 +79,19 @@ def test_a_contender_that_gives_other_pictures_or_fails_is_named(films, monkeypa
         raise RuntimeError("no such codec\nand more")
 
     monkeypatch.setattr(feeding, "PEERS", {"wrong": ("av", wrong), "broken": ("av", broken)})
-    rows, words = feeding.clips({"64x48": films["64x48"]}, RECIPE, 1, 1)
+    rows = feeding.clips({"64x48": films["64x48"]}, RECIPE, 1, 1)
     assert [r["name"] for r in rows] == ["ours", "floor", "wrong"]
-    assert sorted(words)[0] == "broken cannot read 64x48: no such codec"
-    assert sorted(words)[1].startswith("wrong gives other frames of 64x48, round 0: they differ by ")
+    words = sorted(capsys.readouterr().out.splitlines())
+    assert words[0] == "broken cannot read 64x48: no such codec"
+    assert words[1].startswith("wrong gives other frames of 64x48, round 0: they differ by ")
 
 
 def test_shards_and_the_loader_are_measured_beside_films_and_one_process(films):
     films = {"64x48": films["64x48"]}
-    rows, _ = feeding.packed(films, RECIPE, 1, 1)
+    rows = feeding.packed(films, RECIPE, 1, 1)
     assert [r["name"] for r in rows] == ["shards", "videos"]
     assert rows[0]["vs_videos"] > 0
-    rows, _ = feeding.loader(films, RECIPE, 1, 1)
+    rows = feeding.loader(films, RECIPE, 1, 1)
     assert [r["name"] for r in rows] == ["1 workers", "one process"]
     assert rows[0]["vs_one_process"] == rows[1]["cpu_s"] / rows[0]["cpu_s"]
     assert "1 workers: " in feeding.report(rows)
@@ -98,7 +99,7 @@ def test_shards_and_the_loader_are_measured_beside_films_and_one_process(films):
 
 def test_a_search_is_measured_beside_one_pass_in_every_container(films, monkeypatch):
     monkeypatch.setattr(feeding, "LONG", 4)
-    rows, _ = feeding.searched(films, RECIPE, 1, 1)
+    rows = feeding.searched(films, RECIPE, 1, 1)
     assert [r["video"] for r in rows] == [suffix for suffix in ("mp4", "mkv", "ts", "flv", "avi") for _ in range(2)]
     assert all(r["vs_one_pass"] > 0 for r in rows[::2])
     assert {feeding.moments(path, RECIPE) for path in (films["64x48"].parent.parent / "long").iterdir()} <= {9, 10}
