@@ -325,7 +325,7 @@ def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, floa
     Copies of these lists have lost quotes, blanks or comments, so only what is sure is relied on: the first three
     fields are id and times, and labels are whatever looks like one behind them.
     """
-    with captions.complaints(file, problems) as complain, file.open(encoding="utf-8-sig", errors="replace") as lines:
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             fields = [field.strip('" \t\n') for field in line.split(",", 3)]
             if not line.strip() or line.startswith("# ") or fields[0] == "YTID":
@@ -333,11 +333,11 @@ def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, floa
             start, end = (captions.seconds(field) for field in (*fields[1:3], "", "")[:2])
             labels = LABEL.findall(fields[-1])
             if not YOUTUBE_ID.fullmatch(fields[0]):
-                complain(number, f"{fields[0][:40]!r} is no id of YouTube's")
+                errors.tell(problems, f"{file}:{number}: {fields[0][:40]!r} is no id of YouTube's")
             elif not 0 <= start < end <= captions.MAX_SECONDS:
-                complain(number, f"{fields[0]} has no valid time: {start:g} to {end:g} s")
+                errors.tell(problems, f"{file}:{number}: {fields[0]} has no valid time: {start:g} to {end:g} s")
             elif not labels:
-                complain(number, f"{fields[0]} has no label")
+                errors.tell(problems, f"{file}:{number}: {fields[0]} has no label")
             else:
                 yield fields[0], start, end, labels
 
