@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.errors import printable
 from media.captions import PARSERS
 from sources import index, layouts
+from sources.files import VIDEOS, walk
 from sources.index import Index
 
 KEPT = "files.txt"
@@ -66,9 +67,9 @@ def apart(held: str, root: Path, roots: list[Path]) -> None:
 
 def files(root: Path) -> Iterator[str]:
     """A line "name size" for each video and each text below root, in the order of `layouts.walk`."""
-    for inside, names in layouts.walk(root, []):
+    for inside, names in walk(root, []):
         for name in names:
-            if os.path.splitext(name)[1].lower() in layouts.VIDEOS | PARSERS.keys():
+            if os.path.splitext(name)[1].lower() in VIDEOS | PARSERS.keys():
                 yield json.dumps([inside + name, os.path.getsize(root / inside / name)])
 
 

@@ -8,35 +8,31 @@
 What is listed and not there is counted; what is doubtful becomes a line of `problems`; what cannot be is a ValueError.
 """
 
-import csv
 import functools
 import hashlib
+import itertools
 import math
 import os
 import re
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from engine import errors
-from media.captions import MAX_BYTES, Caption, seconds
+from media.captions import Caption, seconds
 from sources import index, layouts
+from sources.files import LINKED, TYPES, Files, columns, counted, lines, suffix
 from sources.index import Index, Row
 
-AUDIO = frozenset((".aac", ".ac3", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
-                    ".w64", ".wav", ".wma"))
-IMAGES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
-TYPES = {suffix: kind for kind, suffixes in (("video", layouts.VIDEOS), ("audio", AUDIO), ("image", IMAGES))
-         for suffix in suffixes}
 TRAIN, TEST = ("train", "training"), ("val", "valid", "validate", "validation", "test", "testing", "eval")
 CAPTIONS = ("caption", "text", "sentence")              # of these columns, the first that is there
 OWN = ("labels.csv", "captions.csv")                    # in a folder, they say what it is
+WHOLE = 0.0, math.inf                                   # of a file, in seconds
 PLAIN = re.compile(r"(.*\S)[\s,;]+(\S+)")               # a path and a label
 MOST = 100_000                                          # classes
 SHARE = 5                                               # one file in so many is held out where nothing says which
@@ -56,91 +52,47 @@ class Labelled(NamedTuple):
     digest: str                                         # of all rows and the sizes of their files
 
 
-class Files:
-    """What lies below a folder: media, and text files to look for lists in, as paths below it; listed when first asked for.
+class Found(NamedTuple):
+    """What a data set's function finds. Rows: (what is listed, path below the root or None, start, end, target), the last one
+    the number of its class, those of its classes, or its caption where there are no `classes`."""
 
-    The indexes of `labelled` are written to train/ and test/ in `out`.
-    """
+    classes: list[str]
+    train: Iterable[tuple]
+    test: Iterable[tuple]
 
-    def __init__(self, root: Path, problems: list[str], out: Path | None = None):
-        self.root, self.problems, self.out, self.sums = root, problems, out, layouts.Sums()
 
-    @cached_property
-    def media(self) -> list[str]:
-        """Paths of videos, audio and images."""
-        return self.listing[0]
+def write(found: Found, files: Files, out: Path, name: str, kind: str = "", multi: bool = False) -> Labelled:
+    """Writes the rows to the indexes train/ and test/ in `out`; the kind, if not given, is that of most files."""
+    sides, counts, missing, seen, digest = [], [], [], Counter(), hashlib.sha256()
 
-    @cached_property
-    def listing(self) -> tuple[list[str], list[str]]:
-        """(media, texts)"""
-        media, texts = [], []
-        for inside, names in layouts.walk(self.root, self.problems):
-            for name in names:
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix in TYPES:
-                    media.append(inside + name)
-                elif suffix in (".csv", ".txt", ".json"):
-                    texts.append(inside + name)
-        return media, texts
+    def there(rows: Iterable[tuple]) -> Iterator[Row]:
+        for listed, path, start, end, target in rows:
+            if path is None:
+                missing.append(listed)
+                continue
+            seen[TYPES.get(suffix(path), "")] += 1
+            labels = () if not found.classes else (target,) if isinstance(target, int) else target
+            row = Row(path, start, end, [] if found.classes else [Caption(start, end, target)], labels)
+            digest.update(repr((row, os.path.getsize(os.path.join(files.root, path)))).encode("utf-8", "backslashreplace"))
+            yield row
 
-    def every(self, pattern: str) -> list[Path]:
-        """The text files whose whole name is of that pattern; ValueError for two of one name: all would count twice"""
-        fits = re.compile(pattern, re.IGNORECASE).fullmatch
-        found = {path.rpartition("/")[2]: path for path in self.listing[1] if fits(path.rpartition("/")[2])}
-        for path in self.listing[1]:
-            if (other := found.get(path.rpartition("/")[2], path)) != path:
-                raise ValueError(f"{self.root} holds two {Path(path).name} ({path}, {other}): keep one of them below it")
-        return [self.root / path for path in found.values()]
-
-    def one(self, pattern: str, name: str, where: str) -> Path:
-        """The only one of that pattern; ValueError that names it, and where to get it, if there are more or none"""
-        found = self.every(pattern)
-        if not found:
-            raise ValueError(f"{self.root} holds no {name}: get it from {where}")
-        if len(found) > 1:
-            raise ValueError(f"{self.root} holds more than one {name} ({found[0]}, {found[1]}): keep one of them below it")
-        return found[0]
-
-    def by(self, key: Callable[[str], str]) -> dict[str, str]:
-        """Media by a key of their path; of two with one key, the first"""
-        paths: dict[str, str] = {}
-        for path in self.media:
-            paths.setdefault(key(path), path)
-        return paths
-
-    def labelled(self, classes: list[str], train: Iterable, test: Iterable, multi: bool = False, kind: str = "") -> Labelled:
-        """From rows (what is listed, path below the root or None, start, end, its class, its classes or its caption)"""
-        sides, counts, missing, seen, digest = [], [], [], Counter(), hashlib.sha256()
-        for side, rows in (("train", train), ("test", test)):
-            before = len(missing)
-
-            def there(rows):
-                for listed, path, start, end, target in rows:
-                    if path is None:
-                        missing.append(listed)
-                    else:
-                        seen[TYPES.get(os.path.splitext(path)[1].lower(), "")] += 1
-                        labels = () if not classes else (target,) if isinstance(target, int) else target
-                        row = Row(path, start, end, [] if classes else [Caption(start, end, target)], labels)
-                        told = row, os.path.getsize(os.path.join(self.root, path))
-                        digest.update(repr(told).encode("utf-8", "backslashreplace"))
-                        yield row
-
-            shutil.rmtree(self.out / side, ignore_errors=True)
-            sides.append(index.write(self.out / side, self.root, there(rows), least=0))
-            counts.append(len(sides[-1]) + len(missing) - before)
-        self.sums.tell(self.problems, self.root)
-        most = max(seen, key=seen.get, default="")
-        if not kind and seen[most] < seen.total():
-            kinds = ", ".join(f"{n} of {k}" for k, n in seen.items())
-            self.problems.append(f"{self.root} holds files of several kinds ({kinds}): all are taken as {most}")
-        return Labelled("", kind or most, classes, multi, *sides, missing, tuple(counts), digest.hexdigest())
+    for side, rows in (("train", found.train), ("test", found.test)):
+        before = len(missing)
+        shutil.rmtree(out / side, ignore_errors=True)
+        sides.append(index.write(out / side, files.root, counted(there(rows), f"listing {files.root}", " rows"), least=0))
+        counts.append(len(sides[-1]) + len(missing) - before)
+    files.sums.tell(files.problems, files.root)
+    most = max(seen, key=seen.get, default="")
+    if not kind and seen[most] < seen.total():
+        kinds = ", ".join(f"{n} of {k}" for k, n in seen.items())
+        files.problems.append(f"{files.root} holds files of several kinds ({kinds}): all are taken as {most}")
+    return Labelled(name, kind or most, found.classes, multi, *sides, missing, tuple(counts), digest.hexdigest())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One's own
 
-def folder(files: Files, part: int = 1) -> Labelled:
+def folder(files: Files, part: int = 1) -> Found:
     """A folder for each class: train/CLASS/.. and val/CLASS/.., or CLASS/.., one file in five of each held out by a hash.
 
     The classes are those of train/, in the order of their names. Where videos lie loose, the captions beside them count.
@@ -165,24 +117,23 @@ def folder(files: Files, part: int = 1) -> Labelled:
         keys = np.array([key(path) for path, _ in rows[0]], np.uint64)
         held = np.isin(keys, fifth(keys, np.unique([name for _, name in rows[0]], return_inverse=True)[1]))
         rows = [[row for row, test in zip(rows[0], held, strict=True) if test == side] for side in (False, True)]
-    if plain := [name for name in sorted(os.listdir(files.root)) if name.lower().endswith((".csv", ".txt"))
+    if plain := [name for name in files.every if "/" not in name and suffix(name) in (".csv", ".txt")
                  and names_media(files.root / name)]:
         files.problems.append(f"{files.root}: {len(plain)} lists in it are not read, first {plain[0]} (--data "
                               f"csv={files.root / plain[0]} reads it)")
     classes = sorted({name for _, name in rows[0]})
     number = {name: i for i, name in enumerate(classes)}
-    items = [[(path, path, 0.0, math.inf, known(number, name, f"{files.root / path}", "the folders of training"))
-              for path, name in side] for side in rows]
-    return files.labelled(classes, *items)
+    return Found(classes, *([(path, path, *WHOLE, known(number, name, files.root / path, "the folders of training"))
+                             for path, name in side] for side in rows))
 
 
-def captioned(files: Files) -> Labelled:
+def captioned(files: Files) -> Found:
     """Videos and the captions beside them, a row each; ValueError where there are none."""
     rows = [(row.path, row.path, *caption) for row in layouts.folder(files.root, files.problems) for caption in row.captions]
     if not rows:
         raise ValueError(f"{files.root} holds no labels: put the files of a class in a folder of its name (train/CLASS and "
                          f"val/CLASS, or CLASS alone), or write labels.csv or captions.csv (path,label or path,caption)")
-    return files.labelled([], [], rows, kind="video")
+    return Found([], [], rows)
 
 
 def fifth(keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -221,10 +172,8 @@ def lists(root: Path) -> list[Path]:
 
 def names_media(path: Path) -> bool:
     """Whether one of a file's first lines names a video, audio or an image."""
-    if not path.is_file():
-        return False
-    words = (word for _, (_, line) in zip(range(5), lines(path), strict=False) for word in re.split(r'[\s,;"]+', line))
-    return any(os.path.splitext(word)[1].lower() in TYPES for word in words)
+    words = (word for _, line in itertools.islice(lines(path), 5) for word in re.split(r'[\s,;"]+', line))
+    return path.is_file() and any(suffix(word) in TYPES for word in words)
 
 
 def entries(path: Path, label: str) -> Iterator[tuple[int, str, float, float, str, str]]:
@@ -249,9 +198,9 @@ def entries(path: Path, label: str) -> Iterator[tuple[int, str, float, float, st
 def label_of(path: Path, column: str) -> str:
     """The column of a list that holds labels or captions, "" where the list has no header; ValueError where it has none."""
     first = next((line for _, line in lines(path)), "")
-    if (plain := PLAIN.fullmatch(first)) and os.path.splitext(plain[1].strip('"'))[1].lower() in TYPES and not column:
+    if (plain := PLAIN.fullmatch(first)) and suffix(plain[1].strip('"')) in TYPES and not column:
         return ""
-    names = [name.lower() for name in next(fields(path), (1, []))[1]]
+    names = [name.strip(' "').lower() for name in first.split(",") if name]
     label = column.lower() or next((name for name in ("label", *CAPTIONS) if name in names), "")
     if label not in names:
         raise ValueError(f"{path}: the first line names no column {label or 'label'}, but {', '.join(names) or 'nothing'}: "
@@ -259,11 +208,11 @@ def label_of(path: Path, column: str) -> str:
     return label
 
 
-def table(paths: list[Path], column: str, problems: list[str], out: Path, outside: bool = False) -> Labelled:
+def table(files: Files, paths: list[Path], column: str, outside: bool = False) -> Found:
     """From one list, or one to train on and one to test on; labels from `column`, else "label", else captions.
 
-    Without sides one file in five is held out. Files outside the folder of the list are an error, unless `outside`. The list
-    is read twice, and in between some bytes a row are kept of it: it may be large.
+    Without sides one file in five is held out. Files outside the folder of the list are an error, unless `outside`: then
+    the root of `files` is one above all. The list is read twice, and some bytes a row are kept of it: it may be large.
     """
     root = above = paths[0].parent.absolute()
     label = [label_of(path, column) for path in paths]
@@ -286,24 +235,24 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
             raise ValueError(f"{path}:{at}: more than {MOST} classes: name the column of the labels, csv={path}:COLUMN")
     if not kept[0]:
         raise ValueError(f"{paths[0]} lists no file: write path,label, a line each")
-    files, parts, targets, tests, at = (np.frombuffer(values, values.typecode) for values in kept)
+    names, parts, targets, tests, at = (np.frombuffer(values, values.typecode) for values in kept)
     if captioned:
         tests = tests if tests.any() else np.ones_like(tests)
     elif len(paths) == 1 and not side:                                      # without the column `split`
-        tests = np.isin(files, fifth(files, targets))
+        tests = np.isin(names, fifth(names, targets))
     told = paths[0] if len(paths) == 1 else root
-    contradictions(told, files, tests, at, "name a file to train on and to test on: its scores mean nothing", problems)
-    contradictions(told, parts, targets, at, "give a file two labels: each row counts", problems)
+    contradictions(told, names, tests, at, "name a file to train on and to test on: its scores mean nothing", files.problems)
+    contradictions(told, parts, targets, at, "give a file two labels: each row counts", files.problems)
     if odd := [name for name in numbers if "|" in name]:
-        problems.append(errors.printable(f"{told}: {len(odd)} labels hold a |, and each is one class, first: {odd[0]!r}, line "
-                                         f"{at[targets == numbers[odd[0]]][0]}"))
+        line = at[targets == numbers[odd[0]]][0]
+        files.problems.append(errors.printable(f"{told}: {len(odd)} labels hold a |, and each is one class, first: "
+                                               f"{odd[0]!r}, line {line}"))
     used = set(np.unique(targets if tests.all() else targets[tests == 0]).tolist())
     classes = [name for name, k in numbers.items() if k in used]
     numeric = all(map(str.isdecimal, classes))                              # 2 comes before 10
     classes.sort(key=lambda name: (len(name) if numeric else 0, name))
     number = {name: i for i, name in enumerate(classes)}
-
-    listed, home = Files(above, problems, out), os.path.realpath(above) + os.sep
+    files.root, home = above, os.path.realpath(above) + os.sep
 
     @functools.lru_cache(1 << 16)
     def place(name: str) -> str | None:
@@ -311,7 +260,7 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
         if not os.path.isfile(path):
             return None
         if not (end := os.path.realpath(path)).startswith(home):
-            listed.sums.add(layouts.LINKED, f"{name} -> {end}")
+            files.sums.add(LINKED, f"{name} -> {end}")
         return os.path.relpath(path, above)
 
     def rows(test: bool):
@@ -320,7 +269,7 @@ def table(paths: list[Path], column: str, problems: list[str], out: Path, outsid
                 target = what if captioned else known(number, what, f"{path}:{line}: {name}", "the rows of training")
                 yield name, place(name), start, end, target
 
-    return listed.labelled(classes, rows(False), rows(True))
+    return Found(classes, rows(False), rows(True))
 
 
 def contradictions(told: Path, keys: np.ndarray, values: np.ndarray, at: np.ndarray, what: str, problems: list[str]) -> None:
@@ -333,49 +282,9 @@ def contradictions(told: Path, keys: np.ndarray, values: np.ndarray, at: np.ndar
         problems.append(f"{told}: {same.sum()} rows {what}, first: lines {one} and {other}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What stands in a list
-
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of a text file, without blanks at its ends, CR and empty lines"""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.strip()
-
-
-def fields(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of a csv, whether or not a blank follows its commas; ValueError where it cannot be read"""
-    csv.field_size_limit(MAX_BYTES)
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.reader((line.replace("\0", "") for line in file), skipinitialspace=True)
-        try:
-            for row in filter(None, reader):
-                yield reader.line_num, [field.strip() for field in row]
-        except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: is no csv ({error})") from None
-
-
-def columns(path: Path, *names: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(number, fields by column) of a csv; ValueError if its header lacks one of these names, or a row lacks fields"""
-    rows = fields(path)
-    header = [name.lower() for name in next(rows, (1, []))[1]]
-    if lacks := [name for name in names if name not in header]:
-        raise ValueError(f"{path}:1: the header has no {', '.join(lacks)}, but {', '.join(header) or 'nothing'}")
-    for number, row in rows:
-        if len(row) <= max(map(header.index, names)):
-            raise ValueError(f"{path}:{number}: {len(row)} fields, not {len(header)}: {','.join(row)[:80]}")
-        yield number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=False))
-
-
-def known(numbers: dict[str, int], name: str, at: str, where: str) -> int:
+def known(numbers: dict[str, int], name: str, at: str | Path, where: str) -> int:
     """The number of a class; ValueError where the list of classes does not have it"""
     if name not in numbers:
         raise ValueError(f"{at}: {errors.printable(name)!r} is none of the {len(numbers)} classes of {where}: "
                          f"mend the label, or take lists of one version")
     return numbers[name]
-
-
-def stem(path: str) -> str:
-    """The name of a file without folders and suffix"""
-    return os.path.splitext(path.rpartition("/")[2])[0]

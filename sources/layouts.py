@@ -5,7 +5,8 @@
     audioset     videos, and *_segments.csv: ten seconds of each, no text (Section 4.1)
     shards       what `python data.py pack` wrote of any of them: these have their index already
 
-Each takes the root and a list `problems`, to which it adds a line for what it passes over, and one for what is missing.
+To add one, write a function here, name it in `KINDS`, and let `kind` know the folder. Each takes the root and a list
+`problems`, to which it adds a line for what it passes over, and one for what is missing.
 """
 
 import codecs
@@ -14,33 +15,25 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from engine import errors
 from engine.workers import Failed, map_isolated
 from media import Media, Unreadable, captions
 from sources import index
 from sources.beside import beside
+from sources.files import VIDEOS, Files, Sums, counted, stem, suffix, walk
 from sources.index import Row
 
-VIDEOS = frozenset((
-    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m2v",
-    ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
-    ".ts", ".vob", ".webm", ".wmv",
-))
 SEVERAL = "videos have several caption files (--language NAME chooses another)"
 UNUSED = ("caption files are of no video of their folder, or in a language that is not wanted, and are not used (name them "
-          "clip.srt or clip.en.srt beside clip.mp4)")
+          "clip.srt or clip.en.srt beside clip.mp4; where they have a folder of their own: cp -n CAPTIONS/* VIDEOS/)")
 UNREAD = ("texts beside videos are of a kind that is not read: pictures of letters, or without times (ffmpeg -i FILE FILE.srt "
           "converts some kinds)")
 INSIDE = ("videos that have no captions beside them hold some inside, which are not read (ffmpeg -i VIDEO -map 0:s:0 "
           "VIDEO.srt takes them out)")
-LINKED = "links lead out of it and are followed"
 CAPTIONS = ("caption.json", "raw_caption.json", "raw_caption_superclean.json")      # the first that is there
 LOOK_INSIDE = 32                                                        # videos without captions that are opened
 SEGMENTS = re.compile(r".*_segments\.csv", re.IGNORECASE)
@@ -103,8 +96,7 @@ def list_files(kind: str, root: Path, folder: Path, problems: Path, language: st
         index.point(folder, root / "index")
         return
     found = errors.Problems(problems)
-    rows = tqdm(KINDS[kind](root, found, language), f"listing {root}", unit=" rows", disable=None)
-    index.write(folder, root, rows)
+    index.write(folder, root, counted(KINDS[kind](root, found, language), f"reading {root}", " videos"))
     found.warn()
 
 
@@ -113,9 +105,9 @@ def list_files(kind: str, root: Path, folder: Path, problems: Path, language: st
 
 def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]:
     """Every video below root, whole, with the captions beside it, if any (`beside` says which)."""
-    sums, silent, tars, count = Sums(), [], [], 0
+    sums, silent, tar, count = Sums(), [], "", 0
     for inside, names in walk(root, problems):
-        videos = [name for name in names if os.path.splitext(name)[1].lower() in VIDEOS]
+        videos = [name for name in names if suffix(name) in VIDEOS]
         found = beside(names, videos, language)
         for name in videos:
             texts = found.captions.get(os.path.splitext(name)[0], ())
@@ -125,13 +117,13 @@ def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]
             if not said and len(silent) < LOOK_INSIDE:
                 silent.append(inside + name)
             yield Row(inside + name, 0.0, math.inf, said)
-            count += 1
-        tars += [inside + name for name in names if name.endswith((".tar", ".tar.gz"))][: 1 - len(tars)]
+        count += len(videos)
+        tar = tar or next((inside + name for name in names if name.endswith((".tar", ".tar.gz"))), "")
         for what, others in ((UNUSED, found.unused), (UNREAD, found.unread)):
             for name in others:
                 sums.add(what, inside + name)
-    if tars and not count:
-        raise ValueError(f"{root} holds no videos but tars that are no shards of this program, first {tars[0]}: unpack them "
+    if tar and not count:
+        raise ValueError(f"{root} holds no videos but tars that are no shards of this program, first {tar}: unpack them "
                          f"into a folder (tar -xf), and train on that or pack it (data.py pack)")
     for path in (path for path in silent if look((os.path.join(root, path),))[1]):
         sums.add(f"of the first {len(silent)} {INSIDE}", path)
@@ -147,37 +139,6 @@ def look(task: tuple[str, ...]) -> tuple[float, bool]:
         return math.nan, False
 
 
-def walk(root: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below root once, whatever links there are: ("" or "its/path/", the sorted names of its files).
-
-    What begins with a dot is passed over; a folder that cannot be read is a problem.
-    """
-    seen, pending, sums = set(), [""], Sums()
-    home = os.path.realpath(root) + os.sep
-    while pending:
-        inside = pending.pop()
-        try:
-            status = os.stat(Path(root, inside))
-            with os.scandir(Path(root, inside)) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            errors.tell(problems, f"{Path(root, inside)}: cannot be read: {error.strerror}")
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
-        for entry in entries:
-            end = os.path.realpath(entry.path) if entry.is_symlink() else ""
-            if os.path.exists(end) and not f"{end}{os.sep}".startswith(home):
-                sums.add(LINKED, f"{inside}{entry.name} -> {end}")
-        # without following links the kind is known from the listing: no look at each of a million files
-        yield inside, [e.name for e in entries if e.is_file(follow_symlinks=False) or os.path.isfile(e.path)]
-        folders = [e.name for e in entries if e.is_dir(follow_symlinks=False) or os.path.isdir(e.path)]
-        pending.extend(f"{inside}{name}/" for name in reversed(folders))
-    sums.tell(problems, root)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # HowTo100M
 
@@ -186,25 +147,23 @@ def howto100m(root: Path, problems: list[str], _language: str = "") -> Iterator[
 
     Videos without captions come last. ValueError for a json that breaks off.
     """
-    videos, to_dot, tables, sums = {}, {}, {}, Sums()                   # id -> path below root
-    for inside, names in walk(root, problems):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in VIDEOS:
-                if videos.setdefault(stem, inside + name) != inside + name:
-                    sums.add("videos have the id of another and are passed over", inside + name)
-                elif "." in stem:
-                    to_dot.setdefault(name.partition(".")[0], inside + name)
-            elif suffix.lower() == ".csv" and not stem.lower().startswith("howto100m"):     # its lists of videos
-                tables.setdefault(stem, inside + name)
+    files, videos, to_dot, tables, seen = Files(root, problems), {}, {}, {}, set()        # id -> path below root
+    for path in files.every:
+        key = stem(path)
+        if suffix(path) in VIDEOS:
+            if videos.setdefault(key, path) != path:
+                files.sums.add("videos have the id of another and are passed over", path)
+            elif "." in key:
+                to_dot.setdefault(key.partition(".")[0], path)
+        elif suffix(path) == ".csv" and not key.lower().startswith("howto100m"):        # its lists of videos
+            tables.setdefault(key, path)
 
     file = next((Path(root, name) for name in CAPTIONS if Path(root, name).is_file()), None)
-    seen = set()
     for key, found in members(file) if file else tables.items():
         # Official: an id ends at the first dot of the name (MIL-NCE, video_loader.py); ours are the whole names, too
         path = videos.get(key) or to_dot.get(key)
         if path is None:
-            sums.add("videos with captions have no file", key)
+            files.sums.add("videos with captions have no file", key)
         elif path not in seen:
             seen.add(path)
             if file:
@@ -214,9 +173,9 @@ def howto100m(root: Path, problems: list[str], _language: str = "") -> Iterator[
             yield Row(path, 0.0, math.inf, said)
     for path in videos.values():
         if path not in seen:
-            sums.add("videos have no captions", path)
+            files.sums.add("videos have no captions", path)
             yield Row(path, 0.0, math.inf, [])
-    sums.tell(problems, root)
+    files.sums.tell(problems, root)
 
 
 def members(file: Path, size: int = 1 << 20) -> Iterator[tuple[str, Any]]:
@@ -258,29 +217,22 @@ def audioset(root: Path, problems: list[str], _language: str = "") -> Iterator[R
     Names are [Y]<id>[_<start>[_<end>]], in seconds or milliseconds: with a start the file is the segment and is taken
     whole, without one the row is the segment's part of it. ValueError where there is no list.
     """
-    lists, named, sums = [], [], Sums()
-    for inside, names in walk(root, problems):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if SEGMENTS.fullmatch(name):
-                lists.append(inside + name)
-            elif suffix.lower() in VIDEOS and CUT.fullmatch(stem):
-                named.append(inside + name)
-            elif suffix.lower() in VIDEOS:
-                sums.add("videos are not named [Y]<id>[_<start>[_<end>]]", inside + name)
+    files = Files(root, problems)
+    lists = [path for path in files.every if SEGMENTS.fullmatch(os.path.basename(path))]
     if not lists:
         raise ValueError(f"{root} holds no *_segments.csv: put AudioSet's lists there, or write --data folder={root}")
-
-    cuts = Cuts(root, named, sums)
-    training = [name for name in lists if not os.path.basename(name).lower().startswith("eval")]
-    for name in training or lists:
+    videos = [path for path in files.every if suffix(path) in VIDEOS]
+    for path in (path for path in videos if not CUT.fullmatch(stem(path))):
+        files.sums.add("videos are not named [Y]<id>[_<start>[_<end>]]", path)
+    cuts = Cuts(root, videos, files.sums)
+    for name in [name for name in lists if not os.path.basename(name).lower().startswith("eval")] or lists:
         for youtube, start, end, _ in segments(Path(root, name), problems):
             path, start, end = cuts.find(youtube, start, end)
             if path:
                 yield Row(path, start, end, [])
             else:
-                sums.add("segments have no file", youtube)
-    sums.tell(problems, root)
+                files.sums.add("segments have no file", youtube)
+    files.sums.tell(problems, root)
 
 
 class Cuts:
@@ -293,7 +245,7 @@ class Cuts:
     def __init__(self, root: Path, paths: Iterable[str], sums: "Sums"):
         self.root, self.paths, self.sums = root, {}, sums
         for path in paths:
-            if cut := CUT.fullmatch(os.path.splitext(os.path.basename(path))[0]):
+            if cut := CUT.fullmatch(stem(path)):
                 youtube, start = cut.groups()
                 key = youtube if start is None else f"{youtube}_{float(start):.3f}"
                 if key not in self.paths or "replacement" in path:
@@ -303,9 +255,8 @@ class Cuts:
     def durations(self) -> dict[str, float]:
         """Seconds of the files that are named by an id alone; NaN where they cannot be read."""
         tasks = [(str(self.root / path), path) for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
-        bar = tqdm(map_isolated(look, tasks, min(os.cpu_count() or 1, 16), 60), "lengths", len(tasks), unit="file",
-                   disable=None if sys.stderr.isatty() else True)
-        return {path: math.nan if isinstance(found, Failed) else found[0] for (_, path), found in bar}
+        found = counted(map_isolated(look, tasks, min(os.cpu_count() or 1, 16), 60), "lengths", " files", len(tasks))
+        return {path: math.nan if isinstance(length, Failed) else length[0] for (_, path), length in found}
 
     def find(self, youtube: str, start: float, end: float) -> tuple[str | None, float, float]:
         """Path of a segment's file, None where there is none, and from when to when in it the segment lies."""
@@ -340,22 +291,6 @@ def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, floa
                 errors.tell(problems, f"{file}:{number}: {fields[0]} has no label")
             else:
                 yield fields[0], start, end, labels
-
-
-class Sums:
-    """Counts what is passed over or taken otherwise than it is written, to be told in one line a kind, with an example."""
-
-    def __init__(self):
-        self.counts: dict[str, list] = {}
-
-    def add(self, what: str, name: str) -> None:
-        """Counts `name` among those of which `what` is true."""
-        self.counts.setdefault(what, [0, name])[0] += 1
-
-    def tell(self, problems: list[str], root: Path) -> None:
-        """Adds the lines, past the most that `errors.tell` adds, too."""
-        for what, (count, first) in self.counts.items():
-            problems.append(errors.printable(f"{root}: {count} {what}, first: {first}"))
 
 
 KINDS: dict[str, Callable[[Path, list[str], str], Iterator[Row]] | None] = {

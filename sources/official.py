@@ -1,11 +1,12 @@
-"""The paper's labelled data sets as they lie on disk (Section A.1.2): one function each, from a folder to a `Labelled`.
+"""The paper's labelled data sets as they lie on disk (Section A.1.2): one function each, from a folder to what is listed.
 
     ucf101 hmdb51 kinetics mit    videos, a class each           esc50 audioset      audio, a class or several each
     imagenet                      images, a folder a class       youcook2 msrvtt     videos with captions
     folder csv                    one's own, of any sort: see `labelled.py`
 
-`load("esc50=~/ESC-50", out, problems, part=2)` is what others call. Lists are in their official form, anywhere below the
-folder; videos and audio are found by their ids, wherever they lie and in whatever container.
+To add one, write a function here and name it in `KINDS`; `load("esc50=~/ESC-50", out, problems, part=2)` is what others call.
+Lists are in their official form, anywhere below the folder; videos and audio are found by their ids, wherever they lie and in
+whatever container.
 """
 
 import json
@@ -14,20 +15,25 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from media import captions
 from sources import layouts
-from sources.labelled import TEST, Files, Labelled, columns, fields, folder, known, lines, lists, stem, table
+from sources.files import Files, columns, lines, stem
+from sources.labelled import TEST, WHOLE, Found, Labelled, folder, known, lists, table, write
 
-# value: the list by whose name a folder is recognised
-LISTS = {
-    "ucf101": r"classInd\.txt", "hmdb51": r".+_test_split[123]\.txt|.*hmdb51.*\.csv", "mit": r"moments_categories\.txt",
-    "esc50": r"esc50\.csv", "audioset": layouts.SEGMENTS.pattern,
-    "youcook2": r"validation_youcook.*\.csv|youcookii_annotations.*\.json",
-    "msrvtt": r"msrvtt_jsfusion_test\.csv|msrvtt_test\.csv",
-    "kinetics": r"(kinetics.*[-_])?(train|val|validate)\.csv",
-}  # fmt: skip
 ANNOTATIONS = re.compile(r"(ucfTrainTestlist|testTrainMulti.*|annotations?|meta|csv|lists?|splits?)", re.IGNORECASE)
+
+
+class Kind(NamedTuple):
+    """A data set."""
+
+    find: Callable[[Files, int], Found]     # of a folder, and which official split or fold
+    media: str = ""                         # what its files are: "video", "audio", "image"
+    lists: str = "(?!)"                     # pattern of the list by whose name a folder is recognised
+    parts: int = 1                          # official splits or folds
+    classes: tuple[int, ...] = ()           # how many it has, in which of its versions
+    multi: bool = False                     # whether a file may have several
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -40,21 +46,28 @@ def load(text: str, out: Path, problems: list[str], part: int = 1, outside: bool
     `outside`: a csv may name files that do not lie below its folder. ValueError, with the remedy, for all that cannot be.
     """
     name, path, column = parse(text)
-    if not 1 <= part <= parts(text):
-        has = f"has 1 to {parts(text)}" if parts(text) > 1 else "has only one"
-        raise ValueError(f"there is no split or fold {part} of {text}: {name} {has}")
-    found = (table([path] if path.is_file() else lists(path), column, problems, out, outside) if name == "csv"
-             else KINDS[name](Files(path, problems, out), part))
-    if not found.train and not found.test:
-        first = f": put them there, the first is {found.missing[0]}" if found.missing else ""
-        raise ValueError(f"{text}: none of the {len(found.missing)} listed files lies below "
+    kind, files = KINDS.get(name, KINDS["folder"]), Files(path.parent if path.is_file() else path, problems)
+    if not 1 <= part <= kind.parts:
+        raise ValueError(f"there is no split or fold {part} of {text}: {name} has "
+                         f"{f'1 to {kind.parts}' if kind.parts > 1 else 'only one'}")
+    if name == "csv":
+        found = table(files, [path] if path.is_file() else lists(path), column, outside)
+    else:
+        found = kind.find(files, part)
+    if kind.classes and len(found.classes) not in kind.classes:
+        problems.append(f"{path}: the lists name {len(found.classes)} classes, not {' or '.join(map(str, kind.classes))}")
+    own = path.resolve().stem if name in ("folder", "csv") else name
+    data = write(found, files, out, own, kind.media, kind.multi)
+    if not data.train and not data.test:
+        first = f": put them there, the first is {data.missing[0]}" if data.missing else ""
+        raise ValueError(f"{text}: none of the {len(data.missing)} listed files lies below "
                          f"{path.parent if path.is_file() else path}{first}")
-    return found._replace(name=path.resolve().stem if name in ("folder", "csv") else name)
+    return data
 
 
 def parts(text: str) -> int:
-    """How many official splits or folds a source has: 3, 5, or 1"""
-    return {"ucf101": 3, "hmdb51": 3, "esc50": 5}.get(parse(text)[0], 1)
+    """How many official splits or folds a source has: 3, 5, or 1."""
+    return KINDS.get(parse(text)[0], KINDS["folder"]).parts
 
 
 def same(one: str, other: str) -> bool:
@@ -75,17 +88,18 @@ def parse(text: str) -> tuple[str, Path, str]:
         path = Path(rest)
     if not path.exists():
         raise ValueError(f"{text}: there is no {path}: name a folder of media, or a csv")
-    if path.is_dir() and name in ("", "csv"):
-        own = lists(path)
-        if name == "csv" and not own:
-            raise ValueError(f"{text}: {path} is a folder without labels.csv or captions.csv: name the csv")
-        if len(own) == 1 or name == "csv":
-            return "csv", own[0] if len(own) == 1 else path, column
-    elif path.is_file() and name not in ("", "csv"):
-        raise ValueError(f"{text}: {path} is a file: name the folder that holds it")
-    elif path.is_file() and not name and path.suffix.lower() not in (".csv", ".txt"):
-        raise ValueError(f"{text}: {path} is neither a folder nor a csv")
-    return name or ("csv" if path.is_file() else detect(path)), path, column
+    if path.is_file():
+        if name not in ("", "csv"):
+            raise ValueError(f"{text}: {path} is a file: name the folder that holds it")
+        if not name and path.suffix.lower() not in (".csv", ".txt"):
+            raise ValueError(f"{text}: {path} is neither a folder nor a csv")
+        return "csv", path, column
+    own = lists(path) if name in ("", "csv") else []
+    if name == "csv" and not own:
+        raise ValueError(f"{text}: {path} is a folder without labels.csv or captions.csv: name the csv")
+    if len(own) == 1:
+        return "csv", own[0], column
+    return name or detect(path), path, column
 
 
 def detect(root: Path) -> str:
@@ -95,11 +109,11 @@ def detect(root: Path) -> str:
         found = [Path(inside, name) for inside in folders for name in os.listdir(inside)]
     except OSError as error:
         raise ValueError(f"{root} cannot be listed ({error.strerror}): name a folder you may read") from None
-    for kind, pattern in LISTS.items():
+    for name, kind in KINDS.items():
         for path in found:
-            if re.fullmatch(pattern, path.name, re.IGNORECASE) and path.is_file() and (
-                    kind != "kinetics" or "youtube_id" in next(lines(path), (0, ""))[1]):  # others have a train.csv too
-                return kind
+            if re.fullmatch(kind.lists, path.name, re.IGNORECASE) and path.is_file() and (
+                    name != "kinetics" or "youtube_id" in next(lines(path), (0, ""))[1]):  # others have a train.csv too
+                return name
     if lists(root):
         return "csv"
     return "imagenet" if any(re.fullmatch("n[0-9]{8}", path.name) for path in root.glob("train/*")) else "folder"
@@ -108,7 +122,7 @@ def detect(root: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Videos
 
-def ucf101(files: Files, part: int) -> Labelled:
+def ucf101(files: Files, part: int) -> Found:
     """UCF101: ucfTrainTestlist/classInd.txt, trainlist0P.txt and testlist0P.txt; classes in the order of classInd.txt."""
     get = lambda name: files.one(re.escape(name), f"ucfTrainTestlist/{name}", "www.crcv.ucf.edu/data/UCF101.php")
     classes = []
@@ -126,15 +140,15 @@ def ucf101(files: Files, part: int) -> Labelled:
             target = known(number, name.partition("/")[0].lower(), f"{path}:{at}", "classInd.txt")
             if label.strip() not in ("", str(target + 1)):
                 raise ValueError(f"{path}:{at}: {name} is class {target + 1} of classInd.txt, not {label}: get the lists again")
-            yield name, videos.get(stem(name).lower()), 0.0, math.inf, target
+            yield name, videos.get(stem(name).lower()), *WHOLE, target
 
-    return files.labelled(classes, *(rows(get(f"{side}list0{part}.txt")) for side in ("train", "test")), kind="video")
+    return Found(classes, *(rows(get(f"{side}list0{part}.txt")) for side in ("train", "test")))
 
 
-def hmdb51(files: Files, part: int) -> Labelled:
+def hmdb51(files: Files, part: int) -> Found:
     """HMDB51: *_test_splitP.txt (name and 1 train, 2 test, 0 neither), or all in one csv; classes in the alphabet's order."""
     split, listed = f"split{part}", []
-    for path in files.every(rf".+_test_{split}\.txt"):
+    for path in files.lists(rf".+_test_{split}\.txt"):
         for at, line in lines(path):
             name, _, code = line.rpartition(" ")
             listed.append((f"{path}:{at}", name.strip(), path.name.rpartition("_test_")[0], code))
@@ -144,16 +158,15 @@ def hmdb51(files: Files, part: int) -> Labelled:
         for at, row in columns(path, "video_id", "label", split):
             listed.append((f"{path}:{at}", row["video_id"], row["label"].removesuffix("_test"), row[split]))
     classes = sorted({label for _, _, label, _ in listed})
-    expect(files, len(classes), 51)
     videos, sides = files.by(lambda path: stem(path).lower()), {"1": [], "2": [], "0": []}
     for at, name, label, code in listed:
         if code not in sides:
             raise ValueError(f"{at}: {name!r} has the code {code!r}, not 1 (train), 2 (test) or 0 (neither)")
-        sides[code].append((name, videos.get(stem(name).lower()), 0.0, math.inf, classes.index(label)))
-    return files.labelled(classes, sides["1"], sides["2"], kind="video")
+        sides[code].append((name, videos.get(stem(name).lower()), *WHOLE, classes.index(label)))
+    return Found(classes, sides["1"], sides["2"])
 
 
-def kinetics(files: Files, part: int) -> Labelled:
+def kinetics(files: Files, part: int) -> Found:
     """Kinetics-400, 600 or 700: train.csv and val.csv; videos <id>_<start>_<end> or <id>, in whatever folders.
 
     Classes are the labels of train.csv (of val.csv, where it is alone) in the alphabet's order.
@@ -161,13 +174,12 @@ def kinetics(files: Files, part: int) -> Labelled:
     where, sides = "github.com/cvdfoundation/kinetics-dataset (annotations)", []
     for name, pattern in (("train.csv", "train"), ("val.csv", "val|validate")):
         pattern = rf"(kinetics.*[-_])?({pattern})\.csv"
-        path = files.one(pattern, name, where) if files.every(pattern) or sides == [[]] else None
+        path = files.one(pattern, name, where) if files.lists(pattern) or sides == [[]] else None
         if not path:
             files.problems.append(f"{files.root} holds no {name}: it is in {where}")
         wanted = ("label", "youtube_id", "time_start", "time_end")
         sides.append([(f"{path}:{at}", row) for at, row in columns(path, *wanted)] if path else [])
     classes = sorted({row["label"] for _, row in sides[0] or sides[1]})
-    expect(files, len(classes), 400, 600, 700)
     number, cuts = {name: i for i, name in enumerate(classes)}, layouts.Cuts(files.root, files.media, files.sums)
 
     def rows(side):
@@ -177,10 +189,10 @@ def kinetics(files: Files, part: int) -> Labelled:
             said, *times = segment(at, youtube, row["time_start"], row["time_end"])
             yield said, *cuts.find(youtube, *times), known(number, row["label"], at, "train.csv")
 
-    return files.labelled(classes, rows(sides[0]), rows(sides[1]), kind="video")
+    return Found(classes, rows(sides[0]), rows(sides[1]))
 
 
-def mit(files: Files, part: int) -> Labelled:
+def mit(files: Files, part: int) -> Found:
     """Moments in Time, version 1: moments_categories.txt, trainingSet.csv and validationSet.csv, which have no header."""
     get = lambda name: files.one(re.escape(name), name, "moments.csail.mit.edu")
     plain = lambda name: name.replace("+", " ").replace("_", " ").lower()           # "adult+female+singing"
@@ -193,11 +205,11 @@ def mit(files: Files, part: int) -> Labelled:
 
     def rows(name, side):
         path = get(name)
-        for at, (name, *label) in fields(path):
-            target = known(number, plain("".join(label[:1])), f"{path}:{at}", "moments_categories.txt")
-            yield name, videos.get(plain(f"{side}/{os.path.splitext(name)[0]}")), 0.0, math.inf, target
+        for at, row in columns(path, "name", "label", header=False):
+            target = known(number, plain(row["label"]), f"{path}:{at}", "moments_categories.txt")
+            yield row["name"], videos.get(plain(f"{side}/{os.path.splitext(row['name'])[0]}")), *WHOLE, target
 
-    return files.labelled(classes, rows("trainingSet.csv", "training"), rows("validationSet.csv", "validation"), kind="video")
+    return Found(classes, rows("trainingSet.csv", "training"), rows("validationSet.csv", "validation"))
 
 
 def segment(at: str, name: str, start: str, end: str) -> tuple[str, float, float]:
@@ -211,9 +223,9 @@ def segment(at: str, name: str, start: str, end: str) -> tuple[str, float, float
 # ---------------------------------------------------------------------------------------------------------------------
 # Audio and images
 
-def esc50(files: Files, part: int) -> Labelled:
+def esc50(files: Files, part: int) -> Found:
     """ESC-50: meta/esc50.csv; fold `part` is the test. Classes in the order of their targets, those that the list has."""
-    path = files.one(LISTS["esc50"], "meta/esc50.csv", "github.com/karolpiczak/ESC-50")
+    path = files.one(KINDS["esc50"].lists, "meta/esc50.csv", "github.com/karolpiczak/ESC-50")
     names, sides = {}, [[], []]
     recordings, listed = files.by(stem), list(columns(path, "filename", "fold", "target", "category"))
     for at, row in listed:
@@ -225,16 +237,16 @@ def esc50(files: Files, part: int) -> Labelled:
     for _, row in listed:
         sides[int(row["fold"]) == part].append((row["filename"], recordings.get(stem(row["filename"])), 0.0, math.inf,
                                                 targets.index(int(row["target"]))))
-    return files.labelled([names[target] for target in targets], *sides, kind="audio")
+    return Found([names[target] for target in targets], *sides)
 
 
-def audioset(files: Files, part: int) -> Labelled:
+def audioset(files: Files, part: int) -> Found:
     """AudioSet: class_labels_indices.csv; eval_segments.csv is the test, every other *_segments.csv the training."""
     where = "research.google.com/audioset/download.html"
     path = files.one(r"class_labels_indices\.csv", "class_labels_indices.csv", where)
     listed = [row for _, row in columns(path, "index", "mid", "display_name")]
     number = {row["mid"]: i for i, row in enumerate(listed)}        # names hold commas, the mid is the key
-    lists, cuts = files.every(LISTS["audioset"]), layouts.Cuts(files.root, files.media, files.sums)
+    lists, cuts = files.lists(KINDS["audioset"].lists), layouts.Cuts(files.root, files.media, files.sums)
     if not lists:
         raise ValueError(f"{files.root} holds no *_segments.csv: get eval_segments.csv and the others from {where}")
 
@@ -245,29 +257,27 @@ def audioset(files: Files, part: int) -> Labelled:
                     targets = {known(number, mid, f"{path}: {youtube}", "class_labels_indices.csv") for mid in mids}
                     yield f"{youtube} {start:g}-{end:g} s", *cuts.find(youtube, start, end), tuple(sorted(targets))
 
-    return files.labelled([row["display_name"] for row in listed], rows(False), rows(True), multi=True, kind="audio")
+    return Found([row["display_name"] for row in listed], rows(False), rows(True))
 
 
-def imagenet(files: Files, part: int) -> Labelled:
+def imagenet(files: Files, part: int) -> Found:
     """ImageNet: train/<wnid>/ and val/<wnid>/; the number of a class is the place of its wnid in the alphabet."""
     # The numbers in ILSVRC's own lists are others, and names repeat (two are "crane"): only the wnid is sure.
     loose = [path for path in files.media if path.count("/") == 1 and path.split("/")[0].lower() in TEST]
     if loose:
         raise ValueError(f"{files.root / loose[0]}: {len(loose)} images lie loose: sort them into val/<wnid>/ (valprep.sh, or "
                          f"torchvision.datasets.ImageNet, does it)")
-    found = folder(files)
-    expect(files, len(found.classes), 1000)
-    return found
+    return folder(files)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Captions
 
-def youcook2(files: Files, part: int) -> Labelled:
+def youcook2(files: Files, part: int) -> Found:
     """YouCook2: validation_youcook.csv, or the validation videos of youcookii_annotations_trainval.json: parts of them."""
     name, where = "validation_youcook.csv", "github.com/antoine77340/MIL-NCE_HowTo100M (csv)"
-    official = files.every(r"youcookii_annotations.*\.json")
-    if official and not files.every(r"validation_youcook.*\.csv"):
+    official = files.lists(r"youcookii_annotations.*\.json")
+    if official and not files.lists(r"validation_youcook.*\.csv"):
         path = official[0]
         try:
             database = json.loads(path.read_text(encoding="utf-8"))["database"].items()
@@ -283,25 +293,27 @@ def youcook2(files: Files, part: int) -> Labelled:
     for at, row in listed:
         said, start, end = segment(f"{path}:{at}", row["video_id"], row["start"], row["end"])
         rows.append((said, videos.get(row["video_id"]), start, end, row["text"]))
-    return files.labelled([], [], rows, kind="video")
+    return Found([], [], rows)
 
 
-def msrvtt(files: Files, part: int) -> Labelled:
+def msrvtt(files: Files, part: int) -> Found:
     """MSR-VTT 1k-A: MSRVTT_JSFUSION_test.csv, also known as msrvtt_test.csv: one caption for each of 1000 videos."""
-    path = files.one(LISTS["msrvtt"], "MSRVTT_JSFUSION_test.csv", "github.com/ArrowLuo/CLIP4Clip (data)")
+    path = files.one(KINDS["msrvtt"].lists, "MSRVTT_JSFUSION_test.csv", "github.com/ArrowLuo/CLIP4Clip (data)")
     videos = files.by(stem)
-    rows = [(row["video_id"], videos.get(row["video_id"]), 0.0, math.inf, row["sentence"])
+    rows = [(row["video_id"], videos.get(row["video_id"]), *WHOLE, row["sentence"])
             for _, row in columns(path, "video_id", "sentence")]
-    return files.labelled([], [], rows, kind="video")
+    return Found([], [], rows)
 
 
-def expect(files: Files, classes: int, *official: int) -> None:
-    """A problem where the number of classes is none of the official ones"""
-    if classes not in official:
-        files.problems.append(f"{files.root}: the lists name {classes} classes, not {' or '.join(map(str, official))}")
-
-
-KINDS: dict[str, Callable[[Files, int], Labelled]] = {
-    "ucf101": ucf101, "hmdb51": hmdb51, "kinetics": kinetics, "mit": mit, "esc50": esc50, "audioset": audioset,
-    "imagenet": imagenet, "youcook2": youcook2, "msrvtt": msrvtt, "folder": folder,
-}
+KINDS = {
+    "ucf101": Kind(ucf101, "video", r"classInd\.txt", parts=3),
+    "hmdb51": Kind(hmdb51, "video", r".+_test_split[123]\.txt|.*hmdb51.*\.csv", parts=3, classes=(51,)),
+    "mit": Kind(mit, "video", r"moments_categories\.txt"),
+    "esc50": Kind(esc50, "audio", r"esc50\.csv", parts=5),
+    "audioset": Kind(audioset, "audio", layouts.SEGMENTS.pattern, multi=True),
+    "youcook2": Kind(youcook2, "video", r"validation_youcook.*\.csv|youcookii_annotations.*\.json"),
+    "msrvtt": Kind(msrvtt, "video", r"msrvtt_jsfusion_test\.csv|msrvtt_test\.csv"),
+    "kinetics": Kind(kinetics, "video", r"(kinetics.*[-_])?(train|val|validate)\.csv", classes=(400, 600, 700)),
+    "imagenet": Kind(imagenet, classes=(1000,)),
+    "folder": Kind(folder),
+}  # fmt: skip

@@ -31,8 +31,8 @@ from engine.run import check_zip, hold, write_whole
 from engine.workers import map_isolated
 from media import Media, Unreadable
 from sources import index
+from sources.files import TYPES, Files
 from sources.index import Row, starts, windows
-from sources.labelled import TYPES, Files
 
 SPACES = {"video": ("vt", "va"), "image": ("vt", "va"), "audio": ("va",), "text": ("vt",)}  # the first is taken unasked
 

@@ -12,8 +12,8 @@ import data
 import vatt
 from engine.errors import fail, plural, printable
 from sources import index
+from sources.files import TYPES, columns, lines
 from sources.index import Row
-from sources.labelled import TYPES, columns, lines
 from tools import embed, tables
 
 TEMPERATURE = 0.07  # of the loss that has made the common space (Section 3.4)
