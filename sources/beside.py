@@ -44,57 +44,6 @@ class Marks(NamedTuple):
     hearing: bool
 
 
-def fold(name: str) -> str:
-    """A name as others may have written it: NFC, without capitals."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def marks(rest: str) -> Marks | None:
-    """What stands between a video's name and the suffix of a caption file; None where that is another name's part."""
-    rest = fold(rest)
-    plain = UUID.sub("", rest)
-    language, kinds, number = "", set(), False
-    for match in TOKEN.finditer(plain):
-        before, token = match.groups()
-        if token in FORCED | AUTOMATIC | HEARING | OTHER:
-            kinds.add(token)
-        elif not language and is_language(token, before):
-            language = NAMES.get(token, token)
-        elif language and REGION.fullmatch(token):
-            language += f"-{token}"
-        elif NUMBER.fullmatch(token):
-            number = True
-        else:
-            return None
-    if number and not (language or kinds):                      # "Talk 2.srt" is not of "Talk.mp4"
-        return None
-    return Marks(bool(kinds & FORCED), language, bool(kinds & AUTOMATIC), bool(kinds & HEARING))
-
-
-def is_language(token: str, before: str) -> bool:
-    """Whether a part of a name is a language. Many codes are English words, too, so that what stands before them counts."""
-    return token in NAMES or (token in CODES and before != " ") or (before in ".[(" and bool(re.fullmatch("[a-z]{2,3}", token)))
-
-
-def speaks(marks: Marks, language: str) -> int | None:
-    """How near captions are to the wanted language, 0 the nearest; None where they are in another."""
-    if language:
-        language = NAMES.get(fold(language), fold(language).replace("_", "-"))
-        if not marks.language:
-            return 1
-        return 0 if f"{marks.language}-".startswith(f"{language}-") else None
-    return 0 if not marks.language else 1 if marks.language == "en" else 2 if marks.language.startswith("en-") else 3
-
-
-class Stems(NamedTuple):
-    """Names of videos without suffix: as they are; by the folded form, where it differs; by what is left without additions."""
-
-    exact: set[str]
-    folded: dict[str, list[str]]
-    added: dict[str, list[str]]
-    suffixes: set[str]                                          # of the videos
-
-
 class Beside(NamedTuple):
     """Of the files of one folder: the caption files of each video by its stem, the best first; and those of none."""
 
@@ -109,22 +58,14 @@ def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
     Captions of all that is said come before those of what is foreign, then the wanted language (unasked: no mark, English,
     others), then those of people before those of machines, then the kinds in the order of `media.captions.PARSERS`.
     """
-    stems = Stems(set(), {}, {}, set())
-    for video in videos:
-        stem, suffix = os.path.splitext(video)
-        stems.exact.add(stem)
-        stems.suffixes.add(suffix)
-        if fold(stem) != stem:
-            stems.folded.setdefault(fold(stem), []).append(stem)
-        if ADDED.search(stem):
-            stems.added.setdefault(fold(ADDED.sub("", stem)), []).append(stem)
+    stems = Stems(videos)
     offers: dict[str, list[tuple]] = {}
     unused, unread, texts = [], [], []
     for name in names:
         stem, suffix = os.path.splitext(name)
         kind = suffix.lower()
         if kind in PARSERS:
-            found, said = owner(stem, stems)
+            found, said = stems.owners(stem)
             order = speaks(said, language) if said else None
             if order is not None:
                 rank = (said.forced, order, said.automatic, said.hearing, list(PARSERS).index(kind), name)
@@ -133,26 +74,70 @@ def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
             elif kind in TIMED:
                 unused.append(name)
         elif kind in UNREAD or kind == ".txt":
-            texts.append((name, owner(stem, stems)[0], kind == ".txt"))
+            texts.append((name, stems.owners(stem)[0], kind == ".txt"))
     for name, found, plain in texts:                            # a video's words may stand beside it twice
         if not (found or plain) or any(video not in offers for video in found):
             unread.append(name)
     return Beside({video: [rank[-1] for rank in sorted(ranks)] for video, ranks in offers.items()}, unused, unread)
 
 
-def owner(stem: str, stems: Stems) -> tuple[list[str], Marks | None]:
-    """The stems of the videos to which a caption file belongs, whose names are the longest that it begins with; its marks."""
-    for end in (len(stem), *(match.start() for match in reversed(list(BREAK.finditer(stem))))):
-        said = marks(stem[end:])
-        base, suffix = os.path.splitext(stem[:end])
-        names = (stem[:end], base) if suffix in stems.suffixes else (stem[:end],)
-        for name in names if said else ():
-            if name in stems.exact:
-                return [name], said
-            folded = fold(name)
-            found = [*stems.folded.get(folded, ()), *({folded} & stems.exact)]
-            if len(found) == 1:                                 # of Clay.mp4 and clay.mp4 none owns CLAY.srt
-                return found, said
-            if folded in stems.added:
-                return stems.added[folded], said
-    return [], None
+class Stems:
+    """The names of a folder's videos without suffix: as they are, folded, and without what downloaders add."""
+
+    def __init__(self, videos: list[str]):
+        self.exact, self.suffixes = map(set, zip(*map(os.path.splitext, videos), strict=True)) if videos else (set(), set())
+        self.folded: dict[str, list[str]] = {}
+        self.added: dict[str, list[str]] = {}
+        for stem in self.exact:
+            self.folded.setdefault(fold(stem), []).append(stem)
+            if ADDED.search(stem):
+                self.added.setdefault(fold(ADDED.sub("", stem)), []).append(stem)
+
+    def owners(self, text: str) -> tuple[list[str], Marks | None]:
+        """The videos of a caption file, whose names are the longest that its own (without suffix) begins with; its marks."""
+        for end in (len(text), *(match.start() for match in reversed(list(BREAK.finditer(text))))):
+            base, suffix = os.path.splitext(text[:end])
+            said = marks(text[end:])
+            for name in (text[:end], base)[: 1 + (suffix in self.suffixes)] if said else ():
+                found = [name] if name in self.exact else self.folded.get(fold(name), [])
+                if len(found) == 1:                             # of Clay.mp4 and clay.mp4 none owns CLAY.srt
+                    return found, said
+                if fold(name) in self.added:
+                    return self.added[fold(name)], said
+        return [], None
+
+
+def marks(rest: str) -> Marks | None:
+    """What stands between a video's name and the suffix of a caption file; None where that is another name's part."""
+    language, kinds, number = "", set(), False
+    for before, token in TOKEN.findall(UUID.sub("", fold(rest))):
+        if token in FORCED | AUTOMATIC | HEARING | OTHER:
+            kinds.add(token)
+        # many codes are English words, too, so that what stands before them counts
+        elif not language and (token in NAMES or (token in CODES and before != " ")
+                               or (before and before in ".[(" and re.fullmatch("[a-z]{2,3}", token))):
+            language = NAMES.get(token, token)
+        elif language and REGION.fullmatch(token):
+            language += f"-{token}"
+        elif NUMBER.fullmatch(token):
+            number = True
+        else:
+            return None
+    if number and not (language or kinds):                      # "Talk 2.srt" is not of "Talk.mp4"
+        return None
+    return Marks(bool(kinds & FORCED), language, bool(kinds & AUTOMATIC), bool(kinds & HEARING))
+
+
+def speaks(marks: Marks, language: str) -> int | None:
+    """How near captions are to the wanted language, 0 the nearest; None where they are in another."""
+    if not language:
+        return 0 if not marks.language else 1 if marks.language == "en" else 2 if marks.language.startswith("en-") else 3
+    if not marks.language:
+        return 1
+    language = NAMES.get(fold(language), fold(language).replace("_", "-"))
+    return 0 if f"{marks.language}-".startswith(f"{language}-") else None
+
+
+def fold(name: str) -> str:
+    """A name as others may have written it: NFC, without capitals."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -8,13 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 
 from engine.errors import printable
 from media.captions import PARSERS
 from sources import index, layouts
-from sources.files import VIDEOS, walk
+from sources.files import VIDEOS, suffix, walk
 from sources.index import Index
 
 KEPT = "files.txt"
@@ -32,8 +31,6 @@ def settle(out: Path, trained: list[str], held: str | None, language: str = "") 
     ValueError where one is not, or where held-out videos lie among those to train on.
     """
     sources, there = folders(out, trained, held), {path.parent for path in (out / "index").glob("*/index.json")}
-    if (old := out / "index" / str(len(trained))) in there and held and out / "index" / "val" not in there:
-        there = (there - {old}) | {old.rename(out / "index" / "val")}       # in a run of before
     if there and there != set(sources):
         raise ValueError(f"--data and --val name other sources than those that {out} began with: repeat them to go on")
     for folder, text in sources.items():
@@ -69,7 +66,7 @@ def files(root: Path) -> Iterator[str]:
     """A line "name size" for each video and each text below root, in the order of `layouts.walk`."""
     for inside, names in walk(root, []):
         for name in names:
-            if os.path.splitext(name)[1].lower() in VIDEOS | PARSERS.keys():
+            if suffix(name) in VIDEOS | PARSERS.keys():
                 yield json.dumps([inside + name, os.path.getsize(root / inside / name)])
 
 
@@ -79,36 +76,27 @@ def compare(text: str, kind: str, root: Path, folder: Path) -> None:
     ValueError where it is another one; what came, went or changed is a warning.
     """
     head = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    began = Path(head.get("at") or head["root"])
-    moved, other = os.path.realpath(root) != os.path.realpath(began), ("at" in head) != (kind == "shards")
-    if other or (moved and kind != "shards" and not (folder / KEPT).is_file()):        # not there: a run of before
+    began, packed = Path(head.get("at") or head["root"]), "at" in head
+    if packed != (kind == "shards"):
         raise ValueError(f"{text} is not what the run began with, {began}: name that to go on, or another --out")
-    if "at" in head:
+    if not (packed or (folder / KEPT).is_file()):
+        raise ValueError(f"{folder} is of an older version: delete {folder.parent} to have the sources listed again")
+    if packed:
         if (root / "index").resolve() != began.resolve():
             now = Index(root / "index")
             if (now.rows, now.crc) != (head["rows"], head["crc"]):
                 raise ValueError(f"{text} holds other shards than those that the run began with, {began}: name those to go on")
             index.point(folder, now.folder)
         return
-    if not (folder / KEPT).is_file():
-        return
-    with (folder / KEPT).open(encoding="utf-8") as then:
-        same = all(one == other for one, other in zip_longest((line.rstrip("\n") for line in then), files(root)))
-    changes = {} if same else changed(root, folder)
-    told = ", ".join(changes.values())
-    if moved and changes.keys() - {"came"}:
-        raise ValueError(f"{text} is not what the run began with, {began}: {told}; name that, or another --out")
-    if moved:
-        (folder / "index.json").write_text(json.dumps({**head, "root": str(root.absolute())}), encoding="utf-8")
-    if changes:
-        print(f"warning: {text}: {told} since the run began; it goes on with the videos and captions of then",
-              file=sys.stderr, flush=True)
-
-
-def changed(root: Path, folder: Path) -> dict[str, str]:
-    """What came, went and changed since the index was written, if anything: {"went": "2 files went (first a.mp4)"}."""
-    then = dict(map(json.loads, (folder / KEPT).open(encoding="utf-8")))
-    now = dict(map(json.loads, files(root)))
+    with (folder / KEPT).open(encoding="utf-8") as file:
+        then, now = dict(map(json.loads, file)), dict(map(json.loads, files(root)))
     found = {"came": [name for name in now if name not in then], "went": [name for name in then if name not in now],
              "changed": [name for name in now if then.get(name, now[name]) != now[name]]}
-    return {what: printable(f"{len(names)} files {what} (first {names[0]})") for what, names in found.items() if names}
+    told = ", ".join(printable(f"{len(names)} files {what} (first {names[0]})") for what, names in found.items() if names)
+    if os.path.realpath(root) != os.path.realpath(began):
+        if found["went"] or found["changed"]:
+            raise ValueError(f"{text} is not what the run began with, {began}: {told}; name that, or another --out")
+        (folder / "index.json").write_text(json.dumps({**head, "root": str(root.absolute())}), encoding="utf-8")
+    if told:
+        print(f"warning: {text}: {told} since the run began; it goes on with the videos and captions of then",
+              file=sys.stderr, flush=True)

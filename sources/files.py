@@ -27,10 +27,10 @@ PAUSE = (1, 60)                                         # seconds before a bar i
 
 
 class Files:
-    """The files below a folder, as paths below it, listed when first asked for."""
+    """The files below a folder, as paths below it, listed when first asked for; `where`: to get lists from."""
 
-    def __init__(self, root: Path, problems: list[str]):
-        self.root, self.problems, self.sums = root, problems, Sums()
+    def __init__(self, root: Path, problems: list[str], where: str = ""):
+        self.root, self.problems, self.where, self.sums = root, problems, where, Sums()
 
     @cached_property
     def every(self) -> list[str]:
@@ -58,11 +58,11 @@ class Files:
                 found[name] = path
         return [self.root / path for path in found.values()]
 
-    def one(self, pattern: str, name: str, where: str) -> Path:
-        """The only one of that pattern; ValueError that names it, and where to get it, if there are more or none."""
-        found = self.lists(pattern)
+    def one(self, name: str, pattern: str = "") -> Path:
+        """The only list of a name, or of a pattern; ValueError, which says where to get it, if there are more or none."""
+        found = self.lists(pattern or re.escape(name))
         if not found:
-            raise ValueError(f"{self.root} holds no {name}: get it from {where}")
+            raise ValueError(f"{self.root} holds no {name}: get it from {self.where}")
         if len(found) > 1:
             raise ValueError(f"{self.root} holds more than one {name} ({found[0]}, {found[1]}): keep one of them below it")
         return found[0]

@@ -10,7 +10,6 @@ whatever container.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable
@@ -31,6 +30,7 @@ class Kind(NamedTuple):
     find: Callable[[Files, int], Found]     # of a folder, and which official split or fold
     media: str = ""                         # what its files are: "video", "audio", "image"
     lists: str = "(?!)"                     # pattern of the list by whose name a folder is recognised
+    where: str = ""                         # to get its lists from
     parts: int = 1                          # official splits or folds
     classes: tuple[int, ...] = ()           # how many it has, in which of its versions
     multi: bool = False                     # whether a file may have several
@@ -46,7 +46,8 @@ def load(text: str, out: Path, problems: list[str], part: int = 1, outside: bool
     `outside`: a csv may name files that do not lie below its folder. ValueError, with the remedy, for all that cannot be.
     """
     name, path, column = parse(text)
-    kind, files = KINDS.get(name, KINDS["folder"]), Files(path.parent if path.is_file() else path, problems)
+    kind = KINDS.get(name, KINDS["folder"])
+    files = Files(path.parent if path.is_file() else path, problems, kind.where)
     if not 1 <= part <= kind.parts:
         raise ValueError(f"there is no split or fold {part} of {text}: {name} has "
                          f"{f'1 to {kind.parts}' if kind.parts > 1 else 'only one'}")
@@ -124,13 +125,12 @@ def detect(root: Path) -> str:
 
 def ucf101(files: Files, part: int) -> Found:
     """UCF101: ucfTrainTestlist/classInd.txt, trainlist0P.txt and testlist0P.txt; classes in the order of classInd.txt."""
-    get = lambda name: files.one(re.escape(name), f"ucfTrainTestlist/{name}", "www.crcv.ucf.edu/data/UCF101.php")
-    classes = []
-    for at, line in lines(get("classInd.txt")):
+    path, classes = files.one("classInd.txt"), []
+    for at, line in lines(path):
         index, _, name = line.partition(" ")
         classes.append(name.strip())
         if index != str(len(classes)):
-            raise ValueError(f"{get('classInd.txt')}:{at}: {line!r} is not class {len(classes)}: get the list again")
+            raise ValueError(f"{path}:{at}: {line!r} is not class {len(classes)}: get the list again")
     number = {name.lower(): i for i, name in enumerate(classes)}    # lists and folders differ in capitals: HandStandPushups
     videos = files.by(lambda path: stem(path).lower())
 
@@ -142,21 +142,18 @@ def ucf101(files: Files, part: int) -> Found:
                 raise ValueError(f"{path}:{at}: {name} is class {target + 1} of classInd.txt, not {label}: get the lists again")
             yield name, videos.get(stem(name).lower()), *WHOLE, target
 
-    return Found(classes, *(rows(get(f"{side}list0{part}.txt")) for side in ("train", "test")))
+    return Found(classes, *(rows(files.one(f"{side}list0{part}.txt")) for side in ("train", "test")))
 
 
 def hmdb51(files: Files, part: int) -> Found:
     """HMDB51: *_test_splitP.txt (name and 1 train, 2 test, 0 neither), or all in one csv; classes in the alphabet's order."""
-    split, listed = f"split{part}", []
-    for path in files.lists(rf".+_test_{split}\.txt"):
-        for at, line in lines(path):
-            name, _, code = line.rpartition(" ")
-            listed.append((f"{path}:{at}", name.strip(), path.name.rpartition("_test_")[0], code))
+    split = f"split{part}"
+    listed = [(f"{path}:{at}", line.rpartition(" ")[0].strip(), path.name.rpartition("_test_")[0], line.rpartition(" ")[2])
+              for path in files.lists(rf".+_test_{split}\.txt") for at, line in lines(path)]
     if not listed:
-        path = files.one(r".*hmdb51.*\.csv", f"<class>_test_{split}.txt",
-                         "serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database (test_train_splits.rar)")
-        for at, row in columns(path, "video_id", "label", split):
-            listed.append((f"{path}:{at}", row["video_id"], row["label"].removesuffix("_test"), row[split]))
+        path = files.one(f"<class>_test_{split}.txt", r".*hmdb51.*\.csv")
+        listed = [(f"{path}:{at}", row["video_id"], row["label"].removesuffix("_test"), row[split])
+                  for at, row in columns(path, "video_id", "label", split)]
     classes = sorted({label for _, _, label, _ in listed})
     videos, sides = files.by(lambda path: stem(path).lower()), {"1": [], "2": [], "0": []}
     for at, name, label, code in listed:
@@ -171,12 +168,12 @@ def kinetics(files: Files, part: int) -> Found:
 
     Classes are the labels of train.csv (of val.csv, where it is alone) in the alphabet's order.
     """
-    where, sides = "github.com/cvdfoundation/kinetics-dataset (annotations)", []
+    sides = []
     for name, pattern in (("train.csv", "train"), ("val.csv", "val|validate")):
         pattern = rf"(kinetics.*[-_])?({pattern})\.csv"
-        path = files.one(pattern, name, where) if files.lists(pattern) or sides == [[]] else None
+        path = files.one(name, pattern) if files.lists(pattern) or sides == [[]] else None
         if not path:
-            files.problems.append(f"{files.root} holds no {name}: it is in {where}")
+            files.problems.append(f"{files.root} holds no {name}: it is in {files.where}")
         wanted = ("label", "youtube_id", "time_start", "time_end")
         sides.append([(f"{path}:{at}", row) for at, row in columns(path, *wanted)] if path else [])
     classes = sorted({row["label"] for _, row in sides[0] or sides[1]})
@@ -194,17 +191,17 @@ def kinetics(files: Files, part: int) -> Found:
 
 def mit(files: Files, part: int) -> Found:
     """Moments in Time, version 1: moments_categories.txt, trainingSet.csv and validationSet.csv, which have no header."""
-    get = lambda name: files.one(re.escape(name), name, "moments.csail.mit.edu")
     plain = lambda name: name.replace("+", " ").replace("_", " ").lower()           # "adult+female+singing"
-    names = [line.rpartition(",") for _, line in lines(get("moments_categories.txt"))]
+    path = files.one("moments_categories.txt")
+    names = [line.rpartition(",") for _, line in lines(path)]
     if len(names) != 339 or not all(index.isdecimal() for _, _, index in names):
-        raise ValueError(f"{get('moments_categories.txt')} has {len(names)} lines: version 1 has 339, each name,index")
+        raise ValueError(f"{path} has {len(names)} lines: version 1 has 339, each name,index")
     classes = [name for name, _, _ in sorted(names, key=lambda row: int(row[2]))]   # the file's order is no alphabet's
     number = {plain(name): i for i, name in enumerate(classes)}
     videos = files.by(lambda path: plain(os.path.splitext("/".join(path.split("/")[-3:]))[0]))       # training/class/name
 
     def rows(name, side):
-        path = get(name)
+        path = files.one(name)
         for at, row in columns(path, "name", "label", header=False):
             target = known(number, plain(row["label"]), f"{path}:{at}", "moments_categories.txt")
             yield row["name"], videos.get(plain(f"{side}/{os.path.splitext(row['name'])[0]}")), *WHOLE, target
@@ -212,7 +209,7 @@ def mit(files: Files, part: int) -> Found:
     return Found(classes, rows("trainingSet.csv", "training"), rows("validationSet.csv", "validation"))
 
 
-def segment(at: str, name: str, start: str, end: str) -> tuple[str, float, float]:
+def segment(at: str | Path, name: str, start: str, end: str) -> tuple[str, float, float]:
     """(what it is called, start, end) of a part of a video, in seconds; ValueError where those are no times."""
     first, last = captions.seconds(start), captions.seconds(end)
     if not 0 <= first < last <= captions.MAX_SECONDS:
@@ -225,30 +222,25 @@ def segment(at: str, name: str, start: str, end: str) -> tuple[str, float, float
 
 def esc50(files: Files, part: int) -> Found:
     """ESC-50: meta/esc50.csv; fold `part` is the test. Classes in the order of their targets, those that the list has."""
-    path = files.one(KINDS["esc50"].lists, "meta/esc50.csv", "github.com/karolpiczak/ESC-50")
-    names, sides = {}, [[], []]
-    recordings, listed = files.by(stem), list(columns(path, "filename", "fold", "target", "category"))
-    for at, row in listed:
-        if row["fold"] not in ("1", "2", "3", "4", "5") or not row["target"].isdecimal():
-            raise ValueError(f"{path}:{at}: fold {row['fold']!r} is not 1 to 5, or target {row['target']!r} no number")
-        if names.setdefault(int(row["target"]), row["category"]) != row["category"]:
-            raise ValueError(f"{path}:{at}: {row['category']} has the target of {names[int(row['target'])]}: get it again")
-    targets = sorted(names)
-    for _, row in listed:
-        sides[int(row["fold"]) == part].append((row["filename"], recordings.get(stem(row["filename"])), 0.0, math.inf,
-                                                targets.index(int(row["target"]))))
-    return Found([names[target] for target in targets], *sides)
+    path, names, sides, recordings = files.one("esc50.csv"), {}, ([], []), files.by(stem)
+    for at, row in columns(path, "filename", "fold", "target", "category"):
+        name, fold, target, category = (row[column] for column in ("filename", "fold", "target", "category"))
+        if fold not in ("1", "2", "3", "4", "5") or not target.isdecimal():
+            raise ValueError(f"{path}:{at}: fold {fold!r} is not 1 to 5, or target {target!r} no number")
+        if names.setdefault(int(target), category) != category:
+            raise ValueError(f"{path}:{at}: {category} has the target of {names[int(target)]}: get it again")
+        sides[int(fold) == part].append((name, recordings.get(stem(name)), *WHOLE, int(target)))
+    number = {target: i for i, target in enumerate(sorted(names))}
+    return Found([names[target] for target in number], *([(*row[:-1], number[row[-1]]) for row in side] for side in sides))
 
 
 def audioset(files: Files, part: int) -> Found:
     """AudioSet: class_labels_indices.csv; eval_segments.csv is the test, every other *_segments.csv the training."""
-    where = "research.google.com/audioset/download.html"
-    path = files.one(r"class_labels_indices\.csv", "class_labels_indices.csv", where)
-    listed = [row for _, row in columns(path, "index", "mid", "display_name")]
+    listed = [row for _, row in columns(files.one("class_labels_indices.csv"), "index", "mid", "display_name")]
     number = {row["mid"]: i for i, row in enumerate(listed)}        # names hold commas, the mid is the key
     lists, cuts = files.lists(KINDS["audioset"].lists), layouts.Cuts(files.root, files.media, files.sums)
     if not lists:
-        raise ValueError(f"{files.root} holds no *_segments.csv: get eval_segments.csv and the others from {where}")
+        raise ValueError(f"{files.root} holds no *_segments.csv: get eval_segments.csv and the others from {files.where}")
 
     def rows(test):
         for path in lists:
@@ -275,30 +267,30 @@ def imagenet(files: Files, part: int) -> Found:
 
 def youcook2(files: Files, part: int) -> Found:
     """YouCook2: validation_youcook.csv, or the validation videos of youcookii_annotations_trainval.json: parts of them."""
-    name, where = "validation_youcook.csv", "github.com/antoine77340/MIL-NCE_HowTo100M (csv)"
+    name, pattern = "validation_youcook.csv", r"validation_youcook.*\.csv"
     official = files.lists(r"youcookii_annotations.*\.json")
-    if official and not files.lists(r"validation_youcook.*\.csv"):
+    if official and not files.lists(pattern):
         path = official[0]
         try:
-            database = json.loads(path.read_text(encoding="utf-8"))["database"].items()
-            listed = [(youtube, {"video_id": youtube, "start": part["segment"][0], "end": part["segment"][1],
-                                 "text": part["sentence"]})
-                      for youtube, video in database if video["subset"] == "validation" for part in video["annotations"]]
+            videos = json.loads(path.read_text(encoding="utf-8"))["database"].items()
+            listed = [(path, name, *part["segment"][:2], part["sentence"])
+                      for name, video in videos if video["subset"] == "validation" for part in video["annotations"]]
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not of the official form ({error!r}): get it again, or {name} from {where}") from None
+            raise ValueError(f"{path} is not of the official form ({error!r}): get {name} from {files.where}") from None
     else:
-        path = files.one(r"validation_youcook.*\.csv", name, where)
-        listed = list(columns(path, "video_id", "start", "end", "text"))    # by name: in this file, end comes before start
+        path = files.one(name, pattern)                     # columns by name: in this file, end comes before start
+        listed = [(f"{path}:{at}", row["video_id"], row["start"], row["end"], row["text"])
+                  for at, row in columns(path, "video_id", "start", "end", "text")]
     videos, rows = files.by(stem), []
-    for at, row in listed:
-        said, start, end = segment(f"{path}:{at}", row["video_id"], row["start"], row["end"])
-        rows.append((said, videos.get(row["video_id"]), start, end, row["text"]))
+    for at, video, first, last, text in listed:
+        said, start, end = segment(at, video, first, last)
+        rows.append((said, videos.get(video), start, end, text))
     return Found([], [], rows)
 
 
 def msrvtt(files: Files, part: int) -> Found:
     """MSR-VTT 1k-A: MSRVTT_JSFUSION_test.csv, also known as msrvtt_test.csv: one caption for each of 1000 videos."""
-    path = files.one(KINDS["msrvtt"].lists, "MSRVTT_JSFUSION_test.csv", "github.com/ArrowLuo/CLIP4Clip (data)")
+    path = files.one("MSRVTT_JSFUSION_test.csv", KINDS["msrvtt"].lists)
     videos = files.by(stem)
     rows = [(row["video_id"], videos.get(row["video_id"]), *WHOLE, row["sentence"])
             for _, row in columns(path, "video_id", "sentence")]
@@ -306,14 +298,17 @@ def msrvtt(files: Files, part: int) -> Found:
 
 
 KINDS = {
-    "ucf101": Kind(ucf101, "video", r"classInd\.txt", parts=3),
-    "hmdb51": Kind(hmdb51, "video", r".+_test_split[123]\.txt|.*hmdb51.*\.csv", parts=3, classes=(51,)),
-    "mit": Kind(mit, "video", r"moments_categories\.txt"),
-    "esc50": Kind(esc50, "audio", r"esc50\.csv", parts=5),
-    "audioset": Kind(audioset, "audio", layouts.SEGMENTS.pattern, multi=True),
-    "youcook2": Kind(youcook2, "video", r"validation_youcook.*\.csv|youcookii_annotations.*\.json"),
-    "msrvtt": Kind(msrvtt, "video", r"msrvtt_jsfusion_test\.csv|msrvtt_test\.csv"),
-    "kinetics": Kind(kinetics, "video", r"(kinetics.*[-_])?(train|val|validate)\.csv", classes=(400, 600, 700)),
+    "ucf101": Kind(ucf101, "video", r"classInd\.txt", "www.crcv.ucf.edu/data/UCF101.php (ucfTrainTestlist)", 3),
+    "hmdb51": Kind(hmdb51, "video", r".+_test_split[123]\.txt|.*hmdb51.*\.csv", "serre-lab.clps.brown.edu/resource/"
+                   "hmdb-a-large-human-motion-database (test_train_splits.rar)", 3, (51,)),
+    "mit": Kind(mit, "video", r"moments_categories\.txt", "moments.csail.mit.edu"),
+    "esc50": Kind(esc50, "audio", r"esc50\.csv", "github.com/karolpiczak/ESC-50 (meta)", 5),
+    "audioset": Kind(audioset, "audio", layouts.SEGMENTS.pattern, "research.google.com/audioset/download.html", multi=True),
+    "youcook2": Kind(youcook2, "video", r"validation_youcook.*\.csv|youcookii_annotations.*\.json",
+                     "github.com/antoine77340/MIL-NCE_HowTo100M (csv)"),
+    "msrvtt": Kind(msrvtt, "video", r"msrvtt_(jsfusion_)?test\.csv", "github.com/ArrowLuo/CLIP4Clip (data)"),
+    "kinetics": Kind(kinetics, "video", r"(kinetics.*[-_])?(train|val|validate)\.csv",
+                     "github.com/cvdfoundation/kinetics-dataset (annotations)", classes=(400, 600, 700)),
     "imagenet": Kind(imagenet, classes=(1000,)),
     "folder": Kind(folder),
-}  # fmt: skip
+}

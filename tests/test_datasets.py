@@ -107,7 +107,8 @@ def test_captions_that_are_of_no_video_are_told(tmp_path, name):
     rows, problems = rows_of(folder, tmp_path)
     assert not any(row.captions for row in rows)
     assert problems == [f"{tmp_path}: 1 caption files are of no video of their folder, or in a language that is not wanted, "
-                        f"and are not used (name them clip.srt or clip.en.srt beside clip.mp4), first: {name}"]
+                        f"and are not used (name them clip.srt or clip.en.srt beside clip.mp4; where they have a "
+                        f"folder of their own: cp -n CAPTIONS/* VIDEOS/), first: {name}"]
 
 
 def test_texts_of_kinds_that_are_not_read_are_told_where_a_video_has_no_others(tmp_path):

@@ -70,7 +70,7 @@ def test_ucf101_has_three_splits(tmp_path):
     root = ucf101(tmp_path, trainlist03_txt="Hammering/v_Hammering_g08_c01.avi 2\n", testlist03_txt=TRAIN)
     assert parts(str(root)) == 3
     assert len(load(str(root), [], 3).train) == 1
-    with pytest.raises(ValueError, match=r"no ucfTrainTestlist/trainlist02.txt: get it from www.crcv"):
+    with pytest.raises(ValueError, match=r"no trainlist02.txt: get it from www.crcv"):
         load(str(root), [], 2)
     with pytest.raises(ValueError, match=r"no split or fold 4 .* has 1 to 3"):
         load(str(root), [], 4)
