@@ -30,10 +30,9 @@ from engine.workers import Failed, map_isolated
 from media import Media, Unreadable
 from media.captions import Caption, nearest
 from media.encode import Encoder
-from sources import index, layouts
+from sources import index, layouts, shards
 from sources.check import write_broken
 from sources.index import SHARD, Index, Place, Row, opened
-from sources.shards import Shard
 
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
 RECORD = "partial/{:06d}.json"      # which rows a shard holds, [row, begin, end, *place], and which were broken, and why
@@ -74,10 +73,9 @@ def run(_, args: argparse.Namespace) -> None:
                 source = Index(args.out / "partial" / "source")
                 pack_all(source, args)
                 conclude(source, args)
-            packed, shards = Index(args.out / "index"), list(args.out.glob("shard-*.tar"))
-            print(f"{args.out}: {len(packed)} clips with {packed.captions} captions, "
-                  f"{sum(path.stat().st_size for path in shards) / 1e9:.3f} GB in {len(shards)} shards; "
-                  f"train with --data shards={args.out}")
+            packed, sizes = Index(args.out / "index"), [path.stat().st_size for path in args.out.glob("shard-*.tar")]
+            print(f"{args.out}: {len(packed)} clips with {packed.captions} captions, {sum(sizes) / 1e9:.3f} GB in "
+                  f"{len(sizes)} shards; train with --data shards={args.out}")
             Path(held.name).unlink(missing_ok=True)
         except KeyboardInterrupt:
             fail(130, "stopped; the same command goes on")
@@ -111,11 +109,12 @@ def begin(args: argparse.Namespace):
 
 def pack_all(source: Index, args: argparse.Namespace) -> None:
     """Packs the rows of the source that are in no finished shard yet, in their order; a shard ends past --shard-size."""
-    done, out = list(finished(args.out)), args.out
-    begun = [i for record in done for i, *_ in record["rows"] + record["broken"]]
-    row, clips, broken = max(begun, default=-1) + 1, sum(len(r["rows"]) for r in done), sum(len(r["broken"]) for r in done)
+    out, row, shard, clips, failed = args.out, 0, 0, 0, 0
+    for record in finished(out):
+        row = max([row - 1, *(i for i, *_ in record["rows"] + record["broken"])]) + 1
+        shard, clips, failed = shard + 1, clips + len(record["rows"]), failed + len(record["broken"])
     for path in out.glob("shard-*.tar*"):
-        if path.name not in map(SHARD.format, range(len(done))):
+        if path.name not in map(SHARD.format, range(shard)):
             path.unlink()
     live = sys.stderr.isatty()
     bar = tqdm(total=len(source), initial=row, unit="video", mininterval=0.5 if live else 60, disable=None if live else False)
@@ -124,29 +123,23 @@ def pack_all(source: Index, args: argparse.Namespace) -> None:
         closing(map_isolated(pack_row, ((source.folder, i, args, scratch) for i in range(row, len(source))),
                              args.workers, args.timeout)) as packed,
     ):
-        shard, record = Shard(out, len(done)), {"rows": [], "broken": []}
-        try:
-            for (_, i, _, _), found in packed:
-                bar.set_postfix(clips=clips, broken=broken, refresh=False)
-                bar.update()
-                if isinstance(found, Failed):
-                    record["broken"].append([i, found.reason])
-                    broken += 1
-                    continue
-                texts = [about(source[i], begin, end, args.copy) for _, begin, end in found]
-                size = sum(os.path.getsize(file) for file, *_ in found) + sum(map(len, texts))
-                if shard.places and shard.tar.offset + size > args.shard_size * 1e9:
-                    finish(shard, record)
-                    shard, record = Shard(out, shard.number + 1), {"rows": [], "broken": []}
-                for (file, begin, end), text in zip(found, texts, strict=True):
-                    record["rows"].append([i, begin, end, *shard.add(clips, Path(file), text)])
-                    clips += 1
-                    if not args.copy:
-                        os.unlink(file)
-            finish(shard, record)
-        except BaseException:
-            shard.drop()
-            raise
+        waiting, broken, size = [], [], 0       # of the next shard: clips (row, begin, end, file, text), broken rows, bytes
+        for (_, i, _, _), found in packed:
+            bar.set_postfix(clips=clips + len(waiting), broken=failed, refresh=False)
+            bar.update()
+            if isinstance(found, Failed):
+                broken.append([i, found.reason])
+                failed += 1
+                continue
+            new = [(i, begin, end, Path(file), about(source[i], begin, end, args.copy)) for file, begin, end in found]
+            sizes = [size for *_, file, text in new for size in (file.stat().st_size, len(text))]
+            if waiting and size + sum(sizes) > args.shard_size * 1e9:
+                finish(out, shard, clips, waiting, broken, args.copy)
+                shard, clips = shard + 1, clips + len(waiting)
+                waiting, broken, size = [], [], 0
+            waiting += new
+            size += sum(map(shards.room, sizes))
+        finish(out, shard, clips, waiting, broken, args.copy)
 
 
 def about(row: Row, begin: float, end: float, copied: bool) -> bytes:
@@ -156,13 +149,14 @@ def about(row: Row, begin: float, end: float, copied: bool) -> bytes:
     return (json.dumps(said) + "\n").encode()
 
 
-def finish(shard: Shard, record: dict) -> None:
-    """Closes a shard and writes what is in it beside the source; from then on it is not packed again."""
-    if not shard.places:
-        shard.drop()
-    elif bad := shard.close():
-        fail(3, f"{shard.path} is not what was written to it, first at byte {bad.offset}: check the disk")
-    write_text(shard.path.parent / RECORD.format(shard.number), json.dumps(record))
+def finish(out: Path, shard: int, first: int, clips: list[tuple], broken: list[list], copied: bool) -> None:
+    """Writes a shard, whose clips are numbered from `first` on, and the record of it; from then on it is not packed again."""
+    numbered = ((first + k, file, text) for k, (*_, file, text) in enumerate(clips))
+    places = shards.write(out, shard, numbered) if clips else []
+    rows = [[*clip[:3], *place] for clip, place in zip(clips, places, strict=True)]
+    write_text(out / RECORD.format(shard), json.dumps({"rows": rows, "broken": broken}))
+    for *_, file, _ in () if copied else clips:
+        file.unlink()
 
 
 def finished(out: Path) -> Iterator[dict]:

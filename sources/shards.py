@@ -14,50 +14,44 @@ import io
 import os
 import tarfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
+from engine.errors import fail
 from sources.index import SHARD, Place
 
 
-class Shard:
-    """A shard that is being written. It has its name only when it is whole: after `close`."""
+def write(folder: Path, shard: int, clips: Iterable[tuple[int, Path, bytes]]) -> list[Place]:
+    """Writes the shard of that number of clips (number, file, text about it) and reads it again; returns the clips' places.
 
-    def __init__(self, folder: Path, number: int):
-        self.number, self.path, self.places = number, folder / SHARD.format(number), []
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.tar = tarfile.open(self.partial, "w")  # noqa: SIM115  closed by `close`
+    It has its name only when it is whole. Ends the program where the disk gives back something else.
+    """
+    path, places = folder / SHARD.format(shard), []
+    partial = path.with_name(path.name + ".partial")
+    with tarfile.open(partial, "w") as tar:
+        for number, clip, text in clips:
+            for suffix, content, crc in ((clip.suffix.lower(), clip.open("rb"), checksum(clip)),
+                                         (".json", io.BytesIO(text), zlib.crc32(text))):
+                with content:
+                    info = tarfile.TarInfo(f"{number:09d}{suffix}")
+                    info.size = size = content.seek(0, os.SEEK_END)
+                    content.seek(0)
+                    tar.addfile(info, content)
+                places.append(Place(shard, crc, tar.offset - size - -size % tarfile.BLOCKSIZE, size))
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+        with contextlib.suppress(AttributeError, OSError):      # what is read now comes from the disk, not from memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for place in places:
+        if checksum(partial, place.offset, place.size) != place.crc:
+            fail(3, f"{path} is not what was written to it, first at byte {place.offset}: check the disk")
+    partial.rename(path)
+    return places[::2]
 
-    def add(self, number: int, clip: Path, text: bytes) -> Place:
-        """Appends the file `clip`, the clip of that number, and the `text` about it; returns the place of the clip."""
-        with clip.open("rb") as file:
-            self._append(f"{number:09d}{clip.suffix.lower()}", file, clip.stat().st_size, checksum(clip))
-        self._append(f"{number:09d}.json", io.BytesIO(text), len(text), zlib.crc32(text))
-        return self.places[-2]
 
-    def _append(self, name: str, content: BinaryIO, size: int, crc: int) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = size
-        self.tar.addfile(info, content)
-        self.places.append(Place(self.number, crc, self.tar.offset - size - -size % tarfile.BLOCKSIZE, size))
-
-    def close(self) -> Place | None:
-        """Ends the shard, reads it again, and gives it its name; returns what the disk does not give back, if anything."""
-        self.tar.close()
-        with self.partial.open("rb+") as file:
-            os.fsync(file.fileno())
-            with contextlib.suppress(AttributeError, OSError):      # what is read now comes from the disk, not from memory
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        for place in self.places:
-            if checksum(self.partial, place.offset, place.size) != place.crc:
-                return place
-        self.partial.rename(self.path)
-        return None
-
-    def drop(self) -> None:
-        """Ends and removes a shard that is not to be."""
-        self.tar.fileobj.close()
-        self.partial.unlink(missing_ok=True)
+def room(size: int) -> int:
+    """Bytes that a file of `size` bytes takes in a shard."""
+    return tarfile.BLOCKSIZE * (1 - -size // tarfile.BLOCKSIZE)
 
 
 def checksum(path: Path, offset: int = 0, size: int | None = None) -> int:
