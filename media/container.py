@@ -64,7 +64,7 @@ class Part:
 
 
 class Closing:
-    """What is closed at the end of a `with`."""
+    """What is closed at the end of a `with`; to close it twice does no harm."""
 
     def __enter__(self):
         return self
@@ -73,7 +73,7 @@ class Closing:
         self.close()
 
     def close(self) -> None:
-        """Let go of what is held; to do so twice does no harm."""
+        """Let go of what is held."""
 
 
 class Container(Closing):
@@ -85,8 +85,8 @@ class Container(Closing):
     """
 
     def __init__(self, path: str | os.PathLike, offset: int = 0, size: int | None = None, name: str | None = None):
-        self.file, self.offset, self.size, self._av, self._work = os.fsdecode(path), offset, size, None, 0.0
-        self.path = name or self.file
+        self.source = self.file, self.offset, self.size, self.path = os.fsdecode(path), offset, size, name or os.fsdecode(path)
+        self._av, self._work = None, 0.0
         try:
             status = os.stat(self.file)
         except (OSError, ValueError):
@@ -105,7 +105,7 @@ class Container(Closing):
         self.open()
 
     def close(self) -> None:
-        """Let go of the file; to do so twice does no harm."""
+        """Let go of the file."""
         if self._av:
             self._av.close()
         self._av, self.streams = None, {}
@@ -131,10 +131,11 @@ class Container(Closing):
         self.main = "video" if "video" in self.streams else "audio"  # the one that the duration is that of
         self.has_captions = len(self._av.streams.subtitles) > 0
         reason = None if self.streams else "no video and no audio"
-        width, height = (self.streams["video"].width, self.streams["video"].height) if "video" in self.streams else (0, 0)
-        still = self.format.endswith("_pipe") or self.format == "image2"
-        if max(width, height) > MAX_SIDE or width * height > (MAX_PIXELS if still else min(MAX_PIXELS, MAX_MOVING)):
-            reason = "too large"
+        if self.main == "video":
+            width, height = self.streams["video"].width, self.streams["video"].height
+            still = self.format.endswith("_pipe") or self.format == "image2"
+            if max(width, height) > MAX_SIDE or width * height > (MAX_PIXELS if still else min(MAX_PIXELS, MAX_MOVING)):
+                reason = "too large"
         if holds_several(self.file, self.offset, self._end, self.format, self._version):
             reason = JOINED
         if reason:
@@ -190,7 +191,7 @@ class Container(Closing):
 
     @property
     def _survey(self) -> tuple[float, list[Part], list[tuple[float, int]]]:
-        return survey(self.file, self.offset, self.size, self._version, self.path)
+        return survey(self.source, self._version)
 
     @property
     def parts(self) -> list[Part]:
@@ -226,15 +227,13 @@ class Container(Closing):
         end = max((part.end[main] + part.shift for part in parts if main in part.end), default=start) - start
         return end, parts, [(t + parts[k].shift - start, byte) for t, byte, k in keys]
 
-    def refuse_rest(self) -> None:
-        """Raise Unreadable where FFmpeg has come to its end of the file, but there another file begins."""
+    def goes_on(self) -> bool:
+        """Whether another file begins where FFmpeg, in what it has read so far, has come to its end of this one"""
         with open(self.file, "rb") as file:
             file.seek(self.offset)
             head = file.read(4)
             file.seek(self.offset + self._reached)
-            rest = file.read(min(1 << 20, (self.size or 1 << 60) - self._reached))
-        if rest.find(head) >= 0 and self.format in ("matroska", "flv", "asf"):
-            raise Unreadable(self.path, JOINED)
+            return head in file.read(min(1 << 20, self._end - self.offset - self._reached))
 
     # -------------------------------------------------------------------------------------------------------- packets
 
@@ -379,14 +378,15 @@ def holds_several(path: str, begin: int, end: int, kind: str, _version: tuple) -
 
 
 @lru_cache(4096)
-def survey(path: str, offset: int, size: int | None, version: tuple, name: str) -> tuple[float, list, list]:
+def survey(source: tuple, _version: tuple) -> tuple[float, list[Part], list[tuple[float, int]]]:
     """What only the packets of a file tell, without decoding: (duration, parts if its clock jumps, (time, byte) of key frames).
 
-    Read once a process for each `version` of the file: all packets, or where a format allows it the last ones alone.
+    Read once a process for each version of the file: all packets, or where a format allows it the last ones alone.
     """
-    with Container(path, offset, size, name) as file:
+    with Container(*source) as file:
         end, parts, keys = file.scan(at_end=True) if file.format in ENDS else (0.0, [], [])
         if not end or len(parts) > 1:
             end, parts, keys = file.scan()
-        file.refuse_rest()
+        if file.format in ("matroska", "flv", "asf") and file.goes_on():
+            raise Unreadable(file.path, JOINED)
         return end, parts if len(parts) > 1 else [], keys

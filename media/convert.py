@@ -1,6 +1,6 @@
 """Decoded frames to RGB, upright, cut and resized (the crops of Section A.2.1); decoded audio to one channel at one rate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
@@ -84,70 +84,60 @@ def _turn(frame) -> tuple[tuple, bool]:
     return tuple((name, None) for name, on in (("hflip", a < 0), ("vflip", d < 0)) if on), False
 
 
-class AudioAssembler:
-    """Puts blocks of decoded audio in their places of an interval: `samples` at `rate` Hz from `start` seconds on.
+def assemble(blocks: Iterator[tuple[float, av.AudioFrame]], start: float, samples: int, rate: int, unit: float,
+             uneven: bool = False) -> np.ndarray | None:
+    """Blocks (seconds, samples) in their places: the audio at `rate` Hz from `start` on, (samples,) float32 in [-1, 1].
 
-    The samples of blocks follow each other even where timestamps are rounded to `unit` seconds, or jitter; but where all that
-    come next are early or late, there is a gap or a repetition, and timestamps are believed. `uneven`: blocks are of several
-    lengths, and where those change, timestamps are off by the difference.
+    0 where there is none; None where no block holds any. `unit`, `uneven`: see `_runs`.
     """
-
-    def __init__(self, start: float, samples: int, rate: int, unit: float, uneven: bool = False):
-        self.start, self.rate, self.unit, self.uneven, self.out = start, rate, unit, uneven, np.zeros(samples, np.float32)
-        self.blocks: list[tuple[float, av.AudioFrame]] = []
-        self.heard = False
-
-    def add(self, time: float, block: av.AudioFrame) -> bool:
-        """Take a block that begins at `time`; False once they are past the end of the interval."""
+    kept, heard, out = [], False, np.zeros(samples, np.float32)
+    for time, block in blocks:
         if block.sample_rate < 1000:  # a lie that would make a few samples hours
-            return True
-        self.heard = True
-        if time > self.start + len(self.out) / self.rate + MARGIN:
-            return False
-        if time + block.samples / block.sample_rate >= self.start - MARGIN:
-            self.blocks.append((time, block))
-        return True
-
-    def wave(self) -> np.ndarray:
-        """The interval, (samples,) float32 in [-1, 1]: 0 where nothing was heard."""
-        for run, at in self._runs():
-            self._lay(run, at)
-        return np.clip(np.nan_to_num(self.out, posinf=1.0, neginf=-1.0), -1.0, 1.0)
-
-    def _runs(self) -> list[tuple[list[av.AudioFrame], float]]:
-        """The blocks, cut where there is a gap or the format changes: (blocks that follow each other, seconds of the first)."""
-        blocks = [block for _, block in self.blocks]
-        lengths = [block.samples / block.sample_rate for block in blocks]
-        elapsed = np.cumsum([0.0, *lengths])[:-1]
-        late = np.array([time for time, _ in self.blocks]) - elapsed
-        back = -np.minimum(np.diff(late), 0)  # timestamps that are only rounded go back by less than a unit
-        jitter = float(np.quantile(back, 0.9)) if len(back) else 0.0
-        uneven = max(lengths) - min(lengths) if self.uneven and lengths else 0.0
-        most = uneven + max(self.unit, STEP) + 1e-4 + 2 * max(0.0, jitter - self.unit)
-        runs, first, level, near = [], 0, 0.0, []
-        for k, block in enumerate(blocks):
-            off = late[k] - level
-            if near and (_format(block) != _format(blocks[first]) or
-                         (abs(off) > most and np.min(np.sign(off) * (late[k:k + AHEAD] - level)) > most)):
-                runs.append((blocks[first:k], float(np.median(near)) + elapsed[first]))
-                first, near = k, []
-            if not near or abs(off) <= most:
-                near.append(late[k])
-                level = late[k] if len(near) == 1 else level + off / len(near)
-        if blocks:
-            runs.append((blocks[first:], float(np.median(near)) + elapsed[first]))
-        return runs
-
-    def _lay(self, run: list[av.AudioFrame], at: float) -> None:
-        """Mix blocks to one channel at the rate, and fill their place."""
+            continue
+        heard = True
+        if time > start + samples / rate + MARGIN:
+            break
+        if time + block.samples / block.sample_rate >= start - MARGIN:
+            kept.append((time, block))
+    for run, at in _runs(kept, unit, uneven):
         # Loud channels together are scaled to stay within 1, as a mix in integers is, not cut off.
-        resampler = av.AudioResampler("flt", "mono", self.rate, options={"rematrix_maxval": "1.0"})
+        resampler = av.AudioResampler("flt", "mono", rate, options={"rematrix_maxval": "1.0"})
         mixed = [part for block in [*run, None] for part in resampler.resample(block) if part is not None]
         wave = np.concatenate([np.frombuffer(part.planes[0], np.float32, part.samples) for part in mixed])
-        begin = round((at - self.start) * self.rate)
+        begin = round((at - start) * rate)
         wave, begin = wave[max(-begin, 0):], max(begin, 0)
-        wave = wave[:max(len(self.out) - begin, 0)]
-        self.out[begin:begin + len(wave)] = wave
+        wave = wave[:max(samples - begin, 0)]
+        out[begin:begin + len(wave)] = wave
+    return np.clip(np.nan_to_num(out, posinf=1.0, neginf=-1.0), -1.0, 1.0) if heard else None
+
+
+def _runs(timed: list[tuple[float, av.AudioFrame]], unit: float, uneven: bool) -> Iterator[tuple[list[av.AudioFrame], float]]:
+    """Blocks cut where there is a gap or the format changes: (blocks that follow each other, seconds of the first).
+
+    Their samples follow each other even where timestamps are rounded to `unit` seconds, or jitter; but where all that come
+    next are early or late, there is a gap or a repetition, and timestamps are believed. `uneven`: blocks are of several
+    lengths, and where those change, timestamps are off by the difference.
+    """
+    if not timed:
+        return
+    blocks = [block for _, block in timed]
+    lengths = [block.samples / block.sample_rate for block in blocks]
+    elapsed = np.cumsum([0.0, *lengths])[:-1]
+    late = np.array([time for time, _ in timed]) - elapsed
+    back = -np.minimum(np.diff(late), 0)  # timestamps that are only rounded go back by less than a unit
+    jitter = float(np.quantile(back, 0.9)) if len(back) else 0.0
+    most = (max(lengths) - min(lengths)) * uneven + max(unit, STEP) + 1e-4 + 2 * max(0.0, jitter - unit)
+    first, level, near = 0, 0.0, []
+    for k, block in enumerate(blocks):
+        off = late[k] - level
+        if near and (_format(block) != _format(blocks[first]) or
+                     (abs(off) > most and np.min(np.sign(off) * (late[k:k + AHEAD] - level)) > most)):
+            yield blocks[first:k], float(np.median(near)) + elapsed[first]
+            first, near = k, []
+        if not near or abs(off) <= most:
+            near.append(late[k])
+            level = late[k] if len(near) == 1 else level + off / len(near)
+    yield blocks[first:], float(np.median(near)) + elapsed[first]
 
 
 def _format(block: av.AudioFrame) -> tuple:

@@ -17,15 +17,15 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 
 import av
 import numpy as np
 
+from media import waveform
 from media.container import EPS, Closing, Container, Unreadable
-from media.convert import AudioAssembler, BoxOf, FrameConverter, SizeOf, displayed
-from media.waveform import Waveform
+from media.convert import BoxOf, FrameConverter, SizeOf, assemble, displayed
 
 PREROLL = 0.3              # seconds of audio decoded ahead, until the decoder has swung in
 APART = 10.0               # seconds between two clips from which on it is cheaper to seek than to decode what lies between
@@ -69,7 +69,7 @@ class Media(Closing):
         self.file = Container(path, offset, size, name)
         self.path, self.has_captions = self.file.path, self.file.has_captions
         self.has_video, self.has_audio = (kind in self.file.streams for kind in ("video", "audio"))
-        self._samples = None if self.has_video else Waveform.of(self.file)
+        self._samples = None if self.has_video else waveform.opened(self.file)
 
     def close(self) -> None:
         """Let go of the file; to do so twice does no harm."""
@@ -77,12 +77,12 @@ class Media(Closing):
 
     def _again(self) -> "Media":
         """The file, opened once more: what is read a part at a time must not be moved by what is read in between."""
-        return Media(self.file.file, self.file.offset, self.file.size, self.path)
+        return Media(*self.file.source)
 
     @property
     def duration(self) -> float:
         """Seconds from time 0 to the end of the video, or of the audio where there is no video."""
-        return self._samples.duration if self._samples else self.file.duration
+        return self._samples.frames / self._samples.samplerate if self._samples else self.file.duration
 
     width = property(lambda self: self._displayed[0], doc="Pixels as displayed: turned upright, made square.")
     height = property(lambda self: self._displayed[1], doc="Pixels as displayed.")
@@ -155,23 +155,19 @@ class Media(Closing):
             raise ValueError(f"{self.path!r}: audio wants start >= 0, samples >= 1 and rate >= 1")
         try:
             if self._samples:
-                return self._assemble(self._samples.blocks, start, samples, rate)
+                return self._assembled(partial(waveform.blocks, self._samples), start, samples, rate)
         except Exception:  # libsndfile gives up where a file is damaged; FFmpeg passes over that
             self._samples = None
         with self._reading():
-            return self._assemble(lambda t: self.file.frames("audio", t, late=PREROLL / 3), start, samples, rate)
+            return self._assembled(lambda t: self.file.frames("audio", t, late=PREROLL / 3), start, samples, rate)
 
-    def _assemble(self, blocks: Callable[[float], Iterator], start: float, samples: int, rate: int) -> np.ndarray:
+    def _assembled(self, blocks: Callable[[float], Iterator], start: float, samples: int, rate: int) -> np.ndarray:
         """`audio` of the blocks that follow a time"""
         self.file.allow()
         # Ours: silence past the end of the audio (official: it loops, as the frames do).
         uneven = self.file.streams["audio"].codec_context.name == "vorbis"
-        interval = AudioAssembler(start, samples, rate, self.file.unit("audio"), uneven)
-        for time, block in blocks(start - PREROLL):
-            if not interval.add(time, block):
-                break
-        wave = interval.wave()
-        if not interval.heard:
+        wave = assemble(blocks(start - PREROLL), start, samples, rate, self.file.unit("audio"), uneven)
+        if wave is None:
             raise Unreadable(self.path, "no audio decodes")
         return wave
 

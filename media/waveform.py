@@ -14,37 +14,31 @@ FORMATS = {"wav", "w64", "flac", "ogg", "aiff"}
 MAX_INSIDE = 64 << 20  # bytes of a file inside another that are copied to be read
 
 
-class Waveform:
-    """The samples of a file of one or two channels (how more are ordered, libsndfile leaves to the format)."""
+def opened(container: Container) -> soundfile.SoundFile | None:
+    """The samples of an open file of one or two channels, or None where libsndfile is not the one to read them."""
+    if container.format not in FORMATS or (container.size or 0) > MAX_INSIDE:
+        return None
+    try:
+        source = container.file
+        if container.size is not None or container.offset:
+            with open(container.file, "rb") as whole:
+                whole.seek(container.offset)
+                source = io.BytesIO(whole.read(MAX_INSIDE))
+        file = soundfile.SoundFile(source)
+    except Exception:  # what it does not know, or takes for damaged, FFmpeg may
+        return None
+    # How more channels are ordered, libsndfile leaves to the format.
+    is_plain = file.channels <= 2 and file.samplerate >= 1000 and 0 < file.frames < 1e6 * file.samplerate
+    return file if is_plain else None
 
-    def __init__(self, file: soundfile.SoundFile):
-        self.file, self.rate, self.duration = file, file.samplerate, file.frames / file.samplerate
 
-    @classmethod
-    def of(cls, container: Container) -> "Waveform | None":
-        """The samples of an open file, or None where libsndfile is not the one to read them."""
-        if container.format not in FORMATS or (container.size or 0) > MAX_INSIDE:
-            return None
-        try:
-            source = container.file
-            if container.size is not None or container.offset:
-                with open(container.file, "rb") as whole:
-                    whole.seek(container.offset)
-                    source = io.BytesIO(whole.read(MAX_INSIDE))
-            file = soundfile.SoundFile(source)
-        except Exception:  # what it does not know, or takes for damaged, FFmpeg may
-            return None
-        if file.channels > 2 or file.samplerate < 1000 or not 0 < file.frames < 1e6 * file.samplerate:
-            return None
-        return cls(file)
-
-    def blocks(self, t: float) -> Iterator[tuple[float, av.AudioFrame]]:
-        """(seconds, block) from t or a little earlier to the end, in tenths of a second, the same wherever it begins."""
-        size = max(1, self.rate // 10)
-        first = min(max(0, math.floor(t * self.rate / size)), (self.file.frames - 1) // size) * size
-        self.file.seek(first)
-        while len(part := self.file.read(size, "float32", always_2d=True)):
-            block = av.AudioFrame.from_ndarray(part.reshape(1, -1), "flt", "mono" if part.shape[1] == 1 else "stereo")
-            block.sample_rate = self.rate
-            yield first / self.rate, block
-            first += len(part)
+def blocks(file: soundfile.SoundFile, t: float) -> Iterator[tuple[float, av.AudioFrame]]:
+    """(seconds, block) from t or a little earlier to the end, in tenths of a second, the same wherever it begins."""
+    size = max(1, file.samplerate // 10)
+    first = min(max(0, math.floor(t * file.samplerate / size)), (file.frames - 1) // size) * size
+    file.seek(first)
+    while len(part := file.read(size, "float32", always_2d=True)):
+        block = av.AudioFrame.from_ndarray(part.reshape(1, -1), "flt", "mono" if part.shape[1] == 1 else "stereo")
+        block.sample_rate = file.samplerate
+        yield first / file.samplerate, block
+        first += len(part)
