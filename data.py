@@ -89,14 +89,14 @@ class Source(NamedTuple):
         return len(self.index) - len(self.held)
 
     @classmethod
-    def to_train(cls, index: Index) -> "Source":
-        """A source of which no row is held out."""
-        return cls(index, np.empty(0, np.int64))
+    def to_train(cls, index: Index, skip: frozenset[str] = frozenset()) -> "Source":
+        """A source of which no row is held out but those whose names are in `skip`."""
+        return cls(index, index.among(skip))
 
     @classmethod
-    def to_test(cls, index: Index) -> "Source":
-        """A source all of whose rows are held out."""
-        return cls(index, np.arange(len(index)))
+    def to_test(cls, index: Index, skip: frozenset[str] = frozenset()) -> "Source":
+        """A source all of whose rows are held out but those whose names are in `skip`."""
+        return cls(index, np.setdiff1d(np.arange(len(index)), index.among(skip)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- data sets

@@ -30,6 +30,7 @@ from engine.loading import Batches, WorkerError
 from engine.processes import Processes
 from engine.run import Run, write_text
 from sources import official
+from sources.check import broken_files
 from sources.labelled import Labelled
 from tools import embed, figures, paper_figures, predict, tables
 from tools.search import search
@@ -318,7 +319,8 @@ def embed_command(args: argparse.Namespace, how: embed.Reading) -> None:
     if args.out.suffix != ".npz":
         raise ValueError(f"{args.out}: the name of the file to write ends in .npz")
     model = vatt.load(args.run, vatt.Trained).to(how.processes.device)
-    embed.embed(model, embed.Wanted(args.source, args.kind, args.space, args.seconds, args.windows), args.out, how)
+    wanted = embed.Wanted(args.source, args.kind, args.space, args.seconds, args.windows, broken_files(args.skip))
+    embed.embed(model, wanted, args.out, how)
 
 
 def source(args, part: int, processes: Processes) -> Labelled:
@@ -402,6 +404,7 @@ def flags() -> argparse.ArgumentParser:
     c.add_argument("--kind", choices=("video", "audio", "image", "text"), help="of files (default: what most are)")
     c.add_argument("--space", choices=("vt", "va"), help="common space (default: vt, with text; audio has only va)")
     c.add_argument("--seconds", type=positive, help="cut videos into moments of this length (default: whole ones)")
+    c.add_argument("--skip", type=Path, metavar="CSV", help="leave out the files of this list, as data.py check writes it")
     c = command(search, "search", "the moments of videos that are nearest to some words, as a table, a picture and a page",
                 words="what to look for, in quotes")
     c.add_argument("--in", dest="source", type=Path, required=True, metavar="FOLDER", help="folder of videos, or one")

@@ -32,6 +32,7 @@ from engine.processes import Processes
 from engine.run import Run
 from engine.sampling import Sampler, key
 from sources import demo, official, pack
+from sources.check import broken_files
 from sources.index import Index
 from sources.labelled import Labelled
 from tools import dry_run, linear, tables
@@ -242,11 +243,12 @@ class Task(NamedTuple):
 
     def files(self, rows: Index, spec: ClipSpec, kind: type[TestDataset] = TestDataset) -> TestDataset:
         """All views of the files of `rows`, but for those that have killed workers"""
-        return kind([Source.to_test(rows)], spec, classes=len(self.data.classes), skip=self.run.killers())
+        source = Source.to_test(rows, broken_files(self.settings.skip))
+        return kind([source], spec, classes=len(self.data.classes), skip=self.run.killers())
 
     def clips(self) -> TrainDataset:
         """Random clips of the files to train on, but for those that have killed workers"""
-        s, files = self.settings, Source.to_train(self.data.train)
+        s, files = self.settings, Source.to_train(self.data.train, broken_files(self.settings.skip))
         return TrainDataset([files], Sampler([len(files)], [1.0], s.batch, s.seed), self.spec, s.seed,
                             classes=len(self.data.classes), skip=self.run.killers())
 
@@ -360,7 +362,7 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
     with user_errors():
         net = DistributedDataParallel(model, gradient_as_bucket_view=True) if processes.world > 1 else model
         optimizer = SGD(model.parameters(), s.lr)
-        training = loop.Training(run, processes, s, model, optimizer, task.state, model.describe())
+        training = loop.Training(run, processes, s, model, optimizer, task.state, len(task.data.train))
     batches = loading.train_batches(clips, s.batch, processes, training.first, s.steps, s.workers, s.timeout)
     how = Reading(processes, max(1, s.batch // processes.world), s.workers, timeout=s.timeout)
     score = lambda: evaluate.classify(model, how.batches(test), processes)

@@ -38,6 +38,7 @@ from engine.run import Run, lock
 from engine.sampling import Sampler, key
 from evaluate import retrieval
 from sources import census, demo, index, pack
+from sources.check import broken_files
 from tools import dry_run, figures, tables
 from vatt import pretrained
 from weights import files
@@ -141,14 +142,13 @@ def sources(args, run: Run, processes: Processes) -> tuple[list[data.Source], li
         census.settle(run.out, trained, held, args.language)
     processes.wait()
     indexes = list(map(index.Index, census.folders(run.out, trained, held)))
-    empty = np.empty(0, np.int64)
-    weights = args.weights or [1.0] * len(trained)
+    weights, skip = args.weights or [1.0] * len(trained), broken_files(args.skip)
     if held:
-        train = [data.Source(i, empty, w) for i, w in zip(indexes, weights, strict=False)]
-        whole = indexes[-1]
-        return train, [data.Source(whole, np.arange(len(whole)))]
-    train = [data.Source(i, index.held_out(i), w) for i, w in zip(indexes, weights, strict=True)]
-    return train, train
+        train = [data.Source(i, i.among(skip), w) for i, w in zip(indexes, weights, strict=False)]
+        return train, [data.Source.to_test(indexes[-1], skip)]
+    parts = [(i, index.held_out(i), i.among(skip), w) for i, w in zip(indexes, weights, strict=True)]
+    return ([data.Source(i, np.union1d(rows, broken), w) for i, rows, broken, w in parts],
+            [data.Source(i, np.setdiff1d(rows, broken)) for i, rows, broken, _ in parts])
 
 
 def vocabulary(args, run: Run, train: list[data.Source], processes: Processes):
@@ -287,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
         # Ours: torch adds eps after the correction of the second moment (official: before it, as Keras does).
         optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=processes.device.type == "cuda" or None)
-        training = loop.Training(run, processes, args, model, optimizer, state, model.config.to_json())
+        training = loop.Training(run, processes, args, model, optimizer, state, sum(map(len, clips.sources)))
     introduce(args, processes, model, clips, held_out, words, training.first, waiting)
 
     def score_held_out() -> dict:

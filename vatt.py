@@ -115,6 +115,10 @@ class VATT(nn.Module):
         """Eq. 3: z_out -> z_v,va (B, d_va), z_a,va (B, d_va), z_v,vt (B, d_vt), z_t,vt (B, K, d_vt)"""
         return self.heads(z_video, z_audio, z_text, has_audio, has_text)
 
+    def describe(self) -> dict:
+        """What `load` needs to build it again"""
+        return self.config.to_json()
+
 
 class Backbones(nn.Module):
     """Raw inputs to z_out: all of Figure 1 that stands left of the common spaces, or of it the towers asked for."""

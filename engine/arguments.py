@@ -9,9 +9,9 @@ import torch
 
 # Values of the flags of `run_flags` which no preset sets.
 RUN = dict(seed=0, chunk=None, recompute=False, compile=False, precision=None, keep=2, keep_every=None, max_bad=0.05,
-           timeout=600.0, dry_run=False)
-MAY_DIFFER = {"out", "allow_outside", "workers", "save_every", "eval_every", "keep", "keep_every", "max_bad", "compile",
-              "recompute", "timeout"}
+           skip=None, timeout=600.0, dry_run=False)
+MAY_DIFFER = {"out", "allow_outside", "workers", "save_every", "eval_every", "keep", "keep_every", "max_bad", "skip",
+              "compile", "recompute", "timeout"}
 
 
 def number(kind: type, least: float = -math.inf, most: float = math.inf, above: float = -math.inf,
@@ -73,7 +73,8 @@ def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
     add("--keep", type=count, metavar="N", help="newest checkpoints that are kept")
     add("--keep-every", type=count, metavar="STEPS", help="keep the checkpoints of these multiples for good, too")
     add("--eval-every", type=count, metavar="STEPS", help=f"steps from one {scored} on held-out clips to the next")
-    add("--max-bad", type=fraction, metavar="SHARE", help="share of unreadable files, of the last thousand, that ends the run")
+    add("--max-bad", type=fraction, metavar="SHARE", help="share of unreadable files, of those seen, that ends the run")
+    add("--skip", type=Path, metavar="CSV", help="leave out the files of this list, as data.py check writes it")
     add("--timeout", type=positive, metavar="SECONDS", help="seconds after which a worker at a file, or a process, is given up")
     add("--dry-run", action="store_true", help="build everything, decode some clips, print what the run would take, and leave")
 

@@ -58,29 +58,34 @@ def read(parts: dict[str, torch.Tensor], model: nn.Module) -> dict[str, float]:
 
 
 class FailureBudget:
-    """Files that could not be read: each named once, all counted by reason, and their share of the last thousand tries."""
+    """Files that could not be read, each named once and counted by reason; more than a share `most` of those seen end a run.
 
-    def __init__(self, most: float):
-        self.most, self.reasons, self.names, self.recent = most, collections.Counter(), {}, collections.deque()
+    files: how many there are in all; as many draws see each of them, since none comes again before all have come.
+    """
+
+    def __init__(self, most: float, files: int):
+        self.most, self.files, self.reasons, self.names, self.draws = most, files, collections.Counter(), {}, 0
 
     def add(self, served: int, failed: list[tuple[str, str]]) -> None:
         """Count a step: clips served, files that failed on the way."""
-        self.recent.append((served + len(failed), len(failed)))
-        while sum(n for n, _ in self.recent) - self.recent[0][0] >= 1000:
-            self.recent.popleft()
+        self.draws += served + len(failed)
+        self.reasons.update(reason for _, reason in failed)
         for path, reason in failed:
-            self.reasons[reason] += 1
             self.names.setdefault(path, reason)
 
     @property
-    def too_many(self) -> bool:
-        """True past `most`, judged once five are bad"""
-        tried, bad = (sum(x) for x in zip(*self.recent, strict=True)) if self.recent else (0, 0)
-        return bad >= 5 and bad > self.most * tried
+    def too_many(self) -> str:
+        """What to tell where more than `most` are bad, judged once five draws are, else ''"""
+        seen = min(self.draws, self.files)
+        if self.reasons.total() < 5 or len(self.names) <= self.most * seen:
+            return ""
+        return (f"{len(self.names)} of some {seen} files seen could not be read, more than --max-bad {self.most} of them: "
+                f"python data.py check DATA lists all in broken.csv, and --skip broken.csv leaves them out; "
+                + "; ".join(f"{printable(path)}: {reason}" for path, reason in list(self.names.items())[:10]))
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in self.reasons.most_common())
-        return f"{sum(self.reasons.values())} draws of {len(self.names)} unreadable files ({reasons})"
+        return f"{self.reasons.total()} draws of {len(self.names)} unreadable files ({reasons})"
 
 
 @contextlib.contextmanager
@@ -100,13 +105,13 @@ class Training:
     """A training that goes on where the run's last checkpoint ends: its steps, its log, its checkpoints, and how it may end.
 
     As a context it ends the process after a signal, with what was saved.
-    settings: steps, batch and the flags of a run. state: the checkpoint, or None. describe: the model, for config.json.
+    settings: steps, batch and the flags of a run. state: the checkpoint, or None. files: to train on.
     """
 
     def __init__(self, run: Run, processes: Processes, settings: argparse.Namespace, model: nn.Module,
-                 optimizer: torch.optim.Optimizer, state: dict | None, describe: dict):
+                 optimizer: torch.optim.Optimizer, state: dict | None, files: int):
         self.run, self.processes, self.settings, self.model, self.optimizer = run, processes, settings, model, optimizer
-        self.bad, self.in_a_row, self.saved = FailureBudget(settings.max_bad), 0, None
+        self.bad, self.in_a_row, self.saved = FailureBudget(settings.max_bad, files), 0, None
         if state:
             load_weights(model, state["model"], str(run.out))
             optimizer.load_state_dict(state["optimizer"])
@@ -115,10 +120,8 @@ class Training:
             raise ValueError(f"--out {run.out}: processes read different checkpoints; name a folder that all machines share")
         if processes.first:
             run.forget(self.first)
-            run.describe(arguments.plain(settings), describe)
+            run.describe(arguments.plain(settings), model.describe())
         processes.wait()
-        for row in run.rows():
-            self.bad.add(settings.batch, row.get("bad", []))
 
     def __enter__(self) -> "Training":
         self.processes.shutdown = self.shutdown = GracefulShutdown(self.processes.first)
@@ -151,12 +154,11 @@ class Training:
 
     def finite(self, row: dict[str, float | None]) -> bool:
         """True where all numbers are finite on all processes; else the buffers are put back, and NaN becomes None in `row`."""
-        bad = not all(map(math.isfinite, row.values()))
-        self.asked, not_finite, self.any_failed = self.processes.sum(self.processes.asked_to_stop(), bad, len(self.failed))
-        row.update({k: v if math.isfinite(v) else None for k, v in row.items()})
+        not_finite, = self.processes.sum(not all(map(math.isfinite, row.values())))
         self.in_a_row = self.in_a_row + 1 if not_finite else 0
         if not_finite:
             # Ours: a gradient that is no number changes nothing (official: it is set to 0, and the step is taken).
+            row.update({k: v if math.isfinite(v) else None for k, v in row.items()})
             self.restore()
             row["not_finite"] = [path for part in self.processes.collect(self.batch["path"]) for path in part]
         return not not_finite
@@ -179,14 +181,14 @@ class Training:
             try:
                 yield
             except Stopped:
-                self.asked = True
                 self.model.train()
                 if self.done == self.settings.steps:
                     raise
 
     def log(self, row: dict, line: str) -> None:
         """Write the row of a step, with the files that could not be read and the time; show the line now and then."""
-        if self.any_failed:
+        self.asked, any_failed = self.processes.sum(self.processes.asked_to_stop(), len(self.failed))
+        if any_failed:
             row["bad"] = [pair for part in self.processes.collect(self.failed) for pair in part]
             for path, reason in dict(row["bad"]).items():
                 if path not in self.bad.names:
@@ -203,8 +205,7 @@ class Training:
             fail(3, f"ten losses or gradients in a row were not finite; the clips are in {self.run.out}/metrics.jsonl. "
                     f"Try a lower --lr than {self.settings.lr} or a longer --warmup than {self.settings.warmup}")
         if self.bad.too_many:
-            fail(3, f"{self.bad}, more than --max-bad {self.settings.max_bad} of the last thousand: "
-                    + "; ".join(f"{printable(p)}: {r}" for p, r in list(self.bad.names.items())[:10]))
+            fail(3, self.bad.too_many)
 
     def show(self, row: dict, line: str) -> None:
         """Put the line on the bar, or print it every 15 seconds where there is none; with a second line, a score, always."""

@@ -86,6 +86,17 @@ def write_broken(path: Path, rows: Iterable[tuple[str, float, float, str]]) -> c
     return reasons
 
 
+def broken_files(path: Path | None) -> frozenset[str]:
+    """The names in a csv of `write_broken`, for --skip; none where there is no path. ValueError where it is something else."""
+    if path is None:
+        return frozenset()
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        table = csv.DictReader(file)
+        if "path" not in (table.fieldnames or ()):
+            raise ValueError(f"--skip {path} has no column path: name a list as data.py check writes it")
+        return frozenset(row["path"] for row in table)
+
+
 def examine(task: tuple[Path, int, bool]) -> str | None:
     """(index, row, all of it) -> what is wrong with the clip, if anything, or that captions inside it are not read."""
     folder, number, whole = task

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.errors import printable
 from media import Unreadable
 from media.captions import MAX_CAPTIONS, MAX_CHARACTERS, Caption
 
@@ -258,6 +259,11 @@ class Index:
         if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or scheme:
             raise Unreadable(name, "path leaves its folder")
         return path
+
+    def among(self, names: frozenset[str]) -> np.ndarray:
+        """The numbers of the rows with these names, sorted"""
+        rows = (i for i in range(len(self)) if names and printable(self.name(i)) in names)
+        return np.fromiter(rows, np.int64)
 
     def counts(self) -> tuple[int, int, int]:
         """How many rows have captions, how many captions there are, and how many words between blanks."""

@@ -31,7 +31,7 @@ from media import Media, Unreadable
 from media.captions import Caption, nearest
 from media.encode import Encoder
 from sources import index, layouts, shards
-from sources.check import write_broken
+from sources.check import broken_files, write_broken
 from sources.index import SHARD, Index, Place, Row, opened
 
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
@@ -60,6 +60,7 @@ def flags(commands) -> None:
     p.add_argument("--seconds", type=arguments.positive, help="cut videos into pieces of about so many seconds, each a clip of "
                    "its own (default: a video, or the part of it that a list names, is one clip)")
     p.add_argument("--language", default="", metavar="NAME", help="of captions, where a video has several (en, pt-BR ..)")
+    p.add_argument("--skip", type=Path, metavar="CSV", help="leave out the files of this list, as data.py check writes it")
     p.add_argument("--copy", action="store_true", help="put the files into the shards as they are")
     p.set_defaults(command=run)
 
@@ -116,11 +117,11 @@ def pack_all(source: Index, args: argparse.Namespace) -> None:
     for path in out.glob("shard-*.tar*"):
         if path.name not in map(SHARD.format, range(shard)):
             path.unlink()
-    live = sys.stderr.isatty()
+    live, skip = sys.stderr.isatty(), set(source.among(broken_files(args.skip)))
     bar = tqdm(total=len(source), initial=row, unit="video", mininterval=0.5 if live else 60, disable=None if live else False)
     with (
         tempfile.TemporaryDirectory(dir=out / "partial") as scratch, bar,
-        closing(map_isolated(pack_row, ((source.folder, i, args, scratch) for i in range(row, len(source))),
+        closing(map_isolated(pack_row, ((source.folder, i, args, scratch) for i in range(row, len(source)) if i not in skip),
                              args.workers, args.timeout)) as packed,
     ):
         waiting, broken, size = [], [], 0       # of the next shard: clips (row, begin, end, file, text), broken rows, bytes

@@ -190,18 +190,21 @@ def test_clips_start_anywhere_in_their_row_and_end_within_it():
     assert len({round(x, 3) for x in drawn}) == 17
 
 
-def test_bad_files_are_judged_by_the_last_thousand_once_there_are_five():
-    bad = FailureBudget(0.05)
+def test_the_share_of_bad_files_is_of_distinct_files_over_those_seen_once_five_draws_are_bad():
+    bad = FailureBudget(0.05, files=100)
     for i in range(4):
         bad.add(4, [(f"{i}", "empty file")])
     assert not bad.too_many
     bad.add(4, [("4", "empty file")])
-    assert bad.too_many
-    for _ in range(300):
-        bad.add(4, [])
-    assert not bad.too_many
-    assert bad.reasons == {"empty file": 5}
-    never = FailureBudget(1.0)
+    assert "5 of some 25 files seen" in bad.too_many
+    assert "--skip broken.csv" in bad.too_many
+    for _ in range(20):
+        bad.add(4, [("4", "empty file")])  # again and again one file
+    assert not bad.too_many, "5 of all 100"
+    bad.add(4, [("5", "empty file")])
+    assert "6 of some 100 files seen" in bad.too_many
+    assert bad.reasons == {"empty file": 26}
+    never = FailureBudget(1.0, files=10)
     never.add(1, [("a", "r")] * 100)
     assert not never.too_many
 

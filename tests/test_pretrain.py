@@ -1,5 +1,6 @@
 """The whole of pre-training, run as a user runs it, on a few tiny films: logs, kills, resumes, wrong input, exit codes."""
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -24,6 +25,7 @@ import data
 import losses
 import pretrain
 import vatt
+from sources import check
 from tools import show
 
 HERE = Path(__file__).parent.parent
@@ -208,7 +210,30 @@ def test_unreadable_films_are_named_once_counted_by_reason_and_stop_the_run_past
     counted = sum(len(row.get("bad", [])) for row in rows(tmp_path / "goes-on"))
     assert f"{counted} draws of 3 unreadable files" in said
     assert "3 held-out clips could not be read" in said
-    assert "empty file" in refused([*argv, "--out", str(tmp_path / "stops")], capsys, 3)
+    line = refused([*argv, "--out", str(tmp_path / "stops")], capsys, 3)
+    assert "empty file" in line
+    assert "data.py check" in line
+    assert "--skip broken.csv" in line
+
+
+def test_files_on_the_list_of_check_are_left_out_and_a_stopped_run_goes_on(tmp_path, capsys):
+    films, out, table = tmp_path / "films", tmp_path / "run", tmp_path / "broken.csv"
+    for i in range(6):
+        film(films / f"{i}.mp4", seed=i)
+    for i in range(3):
+        (films / f"bad{i}.mp4").touch()
+    argv = [*both(films), *TINY, "--out", str(out)]
+    refused(argv, capsys, 3)
+    done = len(rows(out))
+    with pytest.raises(SystemExit):
+        check.run(None, argparse.Namespace(path=str(films), out=table, whole=False, workers=1, timeout=60))
+    pretrain.main([*argv, "--skip", str(table)])
+    said = capsys.readouterr().out
+    assert "6 clips to train on, 6 held out" in said
+    assert "unreadable" not in said.split("6 clips to train on")[1]
+    assert len(rows(out)) > done
+    table.write_text("name\n")
+    assert "no column path" in refused([*both(films), *TINY, "--out", str(tmp_path / "new"), "--skip", str(table)], capsys)
 
 
 def test_thirty_percent_of_broken_films_are_counted_exactly_and_training_goes_on(tmp_path, capsys):

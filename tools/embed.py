@@ -163,6 +163,7 @@ class Wanted(NamedTuple):
     space: str | None = None        # None: the first of the kind's SPACES
     seconds: float | None = None    # videos in moments of that length, each overlapping half of the next
     windows: int | None = None      # of a file, 4 unasked, or of a moment, 1
+    skip: frozenset[str] = frozenset()  # names of files to leave out
 
 
 def embed(model: vatt.Trained, wanted: Wanted, out: Path, how: Reading) -> None:
@@ -219,6 +220,7 @@ def contents(wanted: Wanted, fps: float, timeout: float) -> tuple[str, Path, lis
             raise ValueError(f"{source} holds no sentence" if not texts else f"--kind {kind}: {source} is a text file")
         return "text", source.parent, [Row("", 0.0, math.inf, [])] * len(texts), texts, problems
     root, paths = files_in(source, problems)
+    paths = [path for path in paths if printable(os.path.abspath(root / path)) not in wanted.skip]
     kind, paths = of_kind(source, paths, kind, problems)
     if wanted.seconds and kind == "video":
         return kind, root, *moments(root, paths, wanted.seconds, fps, problems, timeout), problems

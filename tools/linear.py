@@ -17,7 +17,7 @@ import data
 import losses
 import vatt
 from engine import arguments, loop
-from engine.errors import fail, printable, user_errors
+from engine.errors import fail, user_errors
 from engine.processes import GracefulShutdown, Stopped
 from engine.run import load_weights
 from engine.sampling import Sampler, generator
@@ -39,10 +39,10 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
                  task.files(task.data.train, task.spec._replace(windows=1, crops=1)))
         how = Reading(processes, s.batch, s.workers, timeout=s.timeout)
         known, test = (features(model, clips, task.features, how) for clips in (known, task.files(task.data.test, task.spec)))
-        bad = loop.FailureBudget(s.max_bad)
+        bad = loop.FailureBudget(s.max_bad, len(known.z) + len(known.failed))
         bad.add(len(known.z), known.failed)
         if bad.too_many:
-            raise ValueError(f"{bad}, more than --max-bad {s.max_bad} of them: " + printable(str(known.failed[:10])))
+            raise ValueError(bad.too_many)
         if s.classifier == "svm":
             fit_svm(model, known, s.svm_c, s.seed)
             if processes.first:
@@ -53,7 +53,7 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
         # Official: eps 1e-7 (the paper names Adam and its learning rate).
         # Ours: torch adds eps after the correction of the second moment (official: before it, as Keras does).
         optimizer = torch.optim.Adam(model.classifier.parameters(), s.lr, eps=1e-7)
-        training = loop.Training(task.run, processes, s, model, optimizer, task.state, model.describe())
+        training = loop.Training(task.run, processes, s, model, optimizer, task.state, len(known.z))
     with loop.explained(task.run), training:
         for step, batch in training.steps(batches(known, s.batch, s.seed, training.first, s.steps, processes.device)):
             optimizer.zero_grad(set_to_none=True)
