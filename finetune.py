@@ -282,13 +282,21 @@ def train(s: argparse.Namespace, processes: Processes, features: Path | None = N
             processes.print(f"{s.out} is finished; another --out makes another run\n{tables.classes(scores)}\n")
             return scores
         loading.check_open_files(s.workers)
-        task = build(s, run, processes, found, features or run.out)
+        spec = ClipSpec((found.kind,), s.frames, s.fps, s.size, s.rate, area=tuple(s.area), colour=tuple(s.colour),
+                        flip=s.flip, mixup=s.mixup, windows=s.windows, crops=s.crops, cache=s.cache)
+        with torch.device("meta") if s.dry_run else contextlib.nullcontext():
+            task = Task(s, run, processes, found, spec, build(s, found), run.newest(), features or run.out)
         processes.print(f"{s.task} {s.data}: {sum(p.numel() for p in task.model.parameters()) / 1e6:.1f} M parameters, "
                         f"{'pre-trained' if s.init and not s.scratch else 'random'} at first, {s.precision} on "
                         f"{processes.world} x {processes.device.type}; {len(found.train)} of {found.listed[0]} listed clips to "
                         f"train on, {len(found.test)} of {found.listed[1]} to test on, {len(found.classes)} classes; {s.out}")
         if s.dry_run:
             return preview(task)
+        if task.state and run.read_config()["model"]["classes"] != list(found.classes):
+            raise ValueError(f"--out {s.out} was trained on other classes than --data {s.data} has: name another folder")
+        if s.init and not s.scratch and not task.state:
+            start_from(task.model, Path(s.init))
+        loop.configure(task.model, s, processes.device)
         if processes.first and (slow := pack.advice([found.train])):
             processes.print(slow)
     return finish(task, *(linear.train if s.task == "linear" else fine_tune)(task))
@@ -337,22 +345,16 @@ def listed(s: argparse.Namespace, run: Run, processes: Processes) -> Labelled:
     return found._replace(kind=kind)
 
 
-def build(s: argparse.Namespace, run: Run, processes: Processes, found: Labelled, features: Path) -> Task:
-    """The classifier on its device, with the weights of --init or random ones, and how a view is cut."""
-    spec = ClipSpec((found.kind,), s.frames, s.fps, s.size, s.rate, area=tuple(s.area), colour=tuple(s.colour), flip=s.flip,
-                    mixup=s.mixup, windows=s.windows, crops=s.crops, cache=s.cache)
+def build(s: argparse.Namespace, found: Labelled) -> Classifier:
+    """The classifier, with random weights"""
     torch.manual_seed(s.seed)
     config = pretrained(Path(s.init))[0] if s.init else vatt.PRESETS[s.preset]
     config = dataclasses.replace(config, **{name: getattr(s, name) for name in MODEL if name != "patch"}, patch=tuple(s.patch))
     head = "low-rank" if s.task == "linear" and s.classifier == "low-rank" else "linear"
     model = Classifier(config, found.kind, found.classes, found.multi, head, s.classifier_dropout, s.components or 128)
     model.precision = s.precision
-    state = run.newest()
-    if state and run.read_config()["model"]["classes"] != list(found.classes):
-        raise ValueError(f"--out {s.out} was trained on other classes than --data {s.data} has: name another folder")
-    if s.init and not s.scratch and not state:
-        start_from(model, Path(s.init))
-    return Task(s, run, processes, found, spec, loop.configure(model, s, processes.device), state, features)
+    model.backbone.requires_grad_(s.task != "linear")
+    return model
 
 
 def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
@@ -387,10 +389,25 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
 
 
 def preview(task: Task) -> dict:
-    """Print the shapes of a batch (--dry-run) -> no scores"""
-    clips = task.clips()
-    batch, _ = loading.collate([clips[0, slot] for slot in range(min(8, task.settings.batch))])
-    print(dry_run.shapes(batch))
+    """Print what the run would take (--dry-run) -> no scores; the model of the task is on the meta device"""
+    s, spec, kind, clips = task.settings, task.spec, task.model.kind, task.clips()
+    tower, shape = ((task.model.backbone.audio, (spec.samples,)) if kind == "audio" else
+                    (task.model.backbone.video, (s.frames, s.size, s.size, 3)))
+
+    def forward(n: int) -> torch.Tensor:
+        with torch.device("meta"):  # of the classifier, only that it learns
+            z = tower(torch.empty(n, *shape), s.drop, torch.empty(n, dtype=torch.long))
+            return z.sum() * next(task.model.classifier.parameters()).sum()
+
+    def real():
+        model = loop.configure(build(s, task.data), s, task.processes.device)
+        views = lambda batch: augment(batch[kind], batch["flip"], batch["colour"])
+        return model, lambda batch: model(views(batch), s.drop, batch["keys"][:, 0]).sum()
+
+    if s.task == "linear":  # what takes time are the features, once
+        train = spec.windows if s.classifier == "svm" else 1
+        s.steps = math.ceil((train * len(task.data.train) + spec.views * len(task.data.test)) / s.batch)
+    dry_run.preview(dry_run.Plan(task.model, forward, real, moments=1), clips, s, task.processes)
     return {}
 
 

@@ -32,7 +32,7 @@ import data
 import losses
 import vatt
 from engine import arguments, loading, loop
-from engine.errors import keep_speaking, printable, user_errors
+from engine.errors import keep_speaking, user_errors
 from engine.processes import Processes
 from engine.run import Run, lock
 from engine.sampling import Sampler, key
@@ -279,11 +279,14 @@ def main(argv: list[str] | None = None) -> None:
             return processes.end()
         loading.check_open_files(args.workers)
         clips, held_out, words = datasets(args, run, processes)
-        model, state = build(args, run, words, processes)
-        gradients = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
-        waiting = processes.local * loading.shared_memory(clips.spec.nbytes, args.batch // processes.world, args.workers)
         if args.dry_run:
-            return preview(args, gradients, clips, waiting)
+            return preview(args, clips, words, processes)
+        model, state = build(args, words), run.newest()
+        if args.init and not state:
+            vatt.start_from(model, Path(args.init), words)
+        loop.configure(model, args, processes.device)
+        step_of = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
+        waiting = processes.local * loading.shared_memory(clips.spec.nbytes, args.batch // processes.world, args.workers)
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
         # Ours: torch adds eps after the correction of the second moment (official: before it, as Keras does).
         optimizer = torch.optim.Adam(model.parameters(), args.lr, eps=1e-7, fused=processes.device.type == "cuda" or None)
@@ -299,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
         for step, batch in training.steps(batches):
             optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
             optimizer.zero_grad(set_to_none=True)
-            row = loop.read(gradients(batch, step), model)
+            row = loop.read(step_of(batch, step), model)
             if training.finite(row):  # on all processes, or nothing changes on any
                 optimizer.step()
             if training.due():
@@ -313,16 +316,12 @@ def main(argv: list[str] | None = None) -> None:
         finish(args, run, processes, model, results, training.bad)
 
 
-def build(args: argparse.Namespace, run: Run, words: vatt.tokenize.Vocabulary, processes: Processes) -> tuple:
-    """-> the model on its device, with the weights of --init or random ones; the run's newest checkpoint, or None"""
+def build(args: argparse.Namespace, words: vatt.tokenize.Vocabulary) -> vatt.VATT:
+    """The model, with random weights"""
     torch.manual_seed(args.seed)
     names = (name for name in MODEL if name not in ("patch", "vocabulary"))
-    model = vatt.VATT(dataclasses.replace(start(args.init, args.preset), vocabulary=len(words), patch=tuple(args.patch),
-                                          **{name: getattr(args, name) for name in names}))
-    state = run.newest()
-    if args.init and not state:
-        vatt.start_from(model, Path(args.init), words)
-    return loop.configure(model, args, processes.device), state
+    return vatt.VATT(dataclasses.replace(start(args.init, args.preset), vocabulary=len(words), patch=tuple(args.patch),
+                                         **{name: getattr(args, name) for name in names}))
 
 
 def introduce(args, processes: Processes, model: nn.Module, clips, held_out, words, first: int, waiting: int) -> None:
@@ -336,18 +335,23 @@ def introduce(args, processes: Processes, model: nn.Module, clips, held_out, wor
         indexes = [source.index for source in clips.sources]
         for line in filter(None, (loading.short_of_memory(waiting, args.workers), pack.advice(indexes))):
             print(line, file=sys.stderr, flush=True)
+    if processes.device.type == "cpu" and not args.preset.startswith("demo"):
+        processes.print(f"without a GPU --preset demo fits, in minutes; --dry-run says how many days {args.preset} takes here")
     if args.batch > total:
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 
 
-def preview(args: argparse.Namespace, gradients: Step, clips: data.TrainDataset, waiting: int) -> None:
-    """Print what the run would take (--dry-run), from some decoded clips."""
-    batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, args.batch))])
-    for path, reason in failed:
-        print(f"unreadable: {printable(path)}: {reason}")
-    processes = gradients.processes
-    print(dry_run.report(gradients, loading.to_device(batch, processes.device), args.batch // processes.world, args.steps,
-                         processes.world, waiting))
+def preview(args: argparse.Namespace, clips: data.TrainDataset, words, processes: Processes) -> None:
+    """Print what the run would take (--dry-run)."""
+    def real():
+        model = loop.configure(build(args, words), args, processes.device)
+        step = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
+        return model, lambda batch: sum(z.float().sum() for z in step.encode(batch, 0, 0))
+
+    with torch.device("meta"):
+        meta = build(args, words)
+    plan = dry_run.Plan(meta, lambda n: dry_run.through(meta.backbones, args.drop, n), real, again=2)
+    dry_run.preview(plan, clips, args, processes)
 
 
 def finish(args, run: Run, processes: Processes, model: vatt.VATT, results: dict, bad: loop.FailureBudget) -> None:

@@ -1,11 +1,16 @@
 """What `--dry-run` says a run will need, against sums by hand and against what autograd holds."""
 
+import argparse
 import dataclasses
+import re
+import time
 
 import pytest
 import torch
 
+import data
 import vatt
+from engine import loading
 from engine.processes import Processes
 from pretrain import Step
 from tools import dry_run
@@ -22,8 +27,33 @@ def batch(n):
             "text": torch.full((n, 5, 4), 2), "keys": keys, "flip": keys[:, 0] > 0, "colour": torch.zeros(n, 5)}
 
 
-def gradients(config=CONFIG, chunk=None):
-    return Step(vatt.VATT(config), Processes(), (0.5, 0.5), chunk)
+def encode(chunk=None, config=CONFIG, recompute=False):
+    """A model, and what goes forward through it in a step of pretrain.py"""
+    step = Step(vatt.VATT(config), Processes(), (0.5, 0.5), chunk)
+    for transformer in (m for m in step.model.modules() if isinstance(m, Transformer)):
+        transformer.recompute = recompute
+    return step.model, lambda batch: sum(z.sum() for z in step.encode(batch, 0, 0))
+
+
+class Clips:
+    """Eight clips of a data set"""
+
+    spec = data.ClipSpec(("video", "audio", "text"), 4, 10.0, 16, 8000, words=4)
+
+    def __getitem__(self, at):
+        return {k: v[at[1]] for k, v in batch(8).items()} | {"path": f"{at[1]}.mp4"}, []
+
+
+def preview(capsys, config=CONFIG, chunk=None, cache=1.0, build=None):
+    with torch.device("meta"):
+        meta = vatt.VATT(config)
+    forward = lambda n: dry_run.through(meta.backbones, (0.5, 0.5), n)
+    plan = dry_run.Plan(meta, forward, build or (lambda: encode(chunk, config)), again=2)
+    settings = argparse.Namespace(batch=12, chunk=chunk, steps=10, precision="fp32", workers=2, cache=cache)
+    processes = Processes()
+    processes.started = 2
+    dry_run.preview(plan, Clips(), settings, processes)
+    return capsys.readouterr().out
 
 
 def test_flops_are_two_for_each_multiplication_of_all_three_towers():
@@ -39,29 +69,52 @@ def test_flops_are_two_for_each_multiplication_of_all_three_towers():
 
 
 def test_more_clips_at_once_keep_more_and_recomputation_keeps_less():
-    kept, again = gradients(), gradients()
-    for transformer in (m for m in again.model.modules() if isinstance(m, Transformer)):
-        transformer.recompute = True
-    one, two, three = (dry_run.activations(kept, batch(n)) for n in (1, 2, 3))
+    (kept, run), (again, rerun) = encode(), encode(recompute=True)
+    one, two, three = (dry_run.activations(kept, lambda n=n: run(batch(n))) for n in (1, 2, 3))
     assert 0.9 < (three - two) / (two - one) < 1.1
-    assert dry_run.activations(again, batch(2)) < two / 2
+    assert dry_run.activations(again, lambda: rerun(batch(2))) < two / 2
+
+
+def test_the_meta_device_keeps_what_the_model_keeps_or_a_little_more():
+    with torch.device("meta"):
+        meta = vatt.VATT(CONFIG)
+    model, run = encode()
+    assert 1 <= (dry_run.activations(meta, lambda: dry_run.through(meta.backbones, (0.5, 0.5), 2))
+                 / dry_run.activations(model, lambda: run(batch(2)))) < 1.3
 
 
 @pytest.mark.parametrize(("chunk", "at_once", "forwards"), [(None, 6, 1), (2, 2, 2), (100, 6, 1)])
-def test_the_report_counts_what_chunks_take(chunk, at_once, forwards):
-    text = dry_run.report(step := gradients(chunk=chunk), batch(3), clips=6, steps=10, world=2, waiting=7 * 10**9)
+def test_it_counts_what_chunks_take(chunk, at_once, forwards, capsys):
+    text = preview(capsys, chunk=chunk)
     forward, backward = dry_run.cost(CONFIG, (0.5, 0.5))
     clip = forwards * forward + backward
     assert f"FLOPs {clip / 1e9:.1f} G a clip" in text
     assert f"{clip * 6 * 2 * 10 / 1e18:.3g} E in all" in text
     assert f"{at_once} at once" in text
-    assert "shared memory 7.00 GB" in text
-    total = sum(p.numel() for p in step.model.parameters())
-    assert f"parameters {total / 1e6:.1f} M" in text
-    assert "video     (3, 4, 16, 16, 3) torch.uint8" in text
+    assert f"shared memory {loading.shared_memory(Clips.spec.nbytes, 6, 2) / 1e9:.2f} GB" in text
+    assert f"parameters {sum(p.numel() for p in vatt.VATT(CONFIG).parameters()) / 1e6:.1f} M" in text
+    assert "video     (8, 4, 16, 16, 3) torch.uint8" in text
 
 
-def test_the_size_of_the_model_is_four_numbers_a_parameter():
+def test_the_size_of_the_model_is_four_numbers_a_parameter(capsys):
     wide = dataclasses.replace(CONFIG, vocabulary=200_000)
-    text = dry_run.report(gradients(wide), batch(2), clips=2, steps=1, world=1, waiting=0)
-    assert f"{16 * sum(p.numel() for p in vatt.VATT(wide).parameters()) / 1e9:.2f} weights, gradients and Adam" in text
+    text = preview(capsys, wide)
+    assert f"{16 * sum(p.numel() for p in vatt.VATT(wide).parameters()) / 1e9:.2f} weights, gradients and moments" in text
+
+
+def test_it_measures_two_steps_and_says_days(capsys):
+    slow = lambda: (encode()[0], lambda batch: (time.sleep(0.4), encode()[1](batch))[1])
+    text = preview(capsys, build=slow)
+    seconds, days = map(float, re.search(r"time (\S+) s a step.*; (\S+) days for 10 steps", text).groups())
+    assert 0.3 <= seconds < 3, "eight clips of six take 0.4 s"
+    assert days == pytest.approx(10 * seconds / 86400, rel=0.02)
+
+
+def test_what_would_not_fit_is_not_built(capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "free_memory", lambda _: 1e5)
+    text = preview(capsys, build=lambda: pytest.fail("it was built"))
+    assert re.search(r"memory 0.0 GB is free .*: the weights and two clips alone need .* GB, so nothing was built", text)
+
+
+def test_free_memory_is_that_of_the_machine():
+    assert 1e6 < dry_run.free_memory(torch.device("cpu")) < 1e14

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -319,6 +320,17 @@ def test_flags_without_a_task_and_a_task_without_its_data_or_run_are_one_line(ca
 def test_a_folder_with_another_run_is_left_as_it_is(finished, labelled, init, capsys):
     argv = ["--task", "video", "--data", str(labelled), "--init", str(init), "--out", str(finished), *SHORT]
     assert "--smoothing was 0.1 and is 0.2" in refused([*argv, "--smoothing", "0.2"], capsys)
+
+
+@pytest.mark.parametrize("task", ["video", "linear"])
+def test_a_dry_run_says_memory_and_time_and_leaves_nothing(labelled, init, tmp_path, capsys, task):
+    argv = ["--task", task, "--data", str(labelled), "--init", str(init), "--out", str(tmp_path / "run"), *SHORT]
+    finetune.main([*argv, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "video     (4, 4, 16, 16, 3) torch.uint8" in said
+    # A frozen backbone passes each of ten files once, and four views of each of seven.
+    assert re.search(rf"memory .* GB a process(.*\n)*time .* s a step.* for {10 if task == 'linear' else 6} steps", said)
+    assert not (tmp_path / "run").exists()
 
 
 # the demo

@@ -1,103 +1,170 @@
-"""What a run will need, before it begins: `pretrain.py --dry-run` (the scale of Sections 4.1 and A.2.3).
+"""What a run will need, before it begins: `--dry-run` of pretrain.py and finetune.py (the scale of Sections 4.1 and A.2.3).
 
-    weights, gradients, Adam     16 bytes a parameter: fp32, and two moments
+    weights, gradients, Adam     16 bytes a parameter: fp32, and two moments (of SGD 12: one)
     activations                  what one clip keeps for the backward pass, times the clips that pass at once
     FLOPs                        of the matmuls, forward and backward; with --chunk the backbones go forward twice
+
+Models of the meta device have shapes and take no memory: what does not fit is seen before anything is built.
 """
 
+import argparse
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+import data
 import vatt
+from engine import loading
+from engine.errors import printable
+from engine.processes import Processes
+
+CLIPS = 8           # that are decoded, and computed where they fit
+SLOW = 1e13         # FLOPs that two passes on a CPU may take
 
 
-def report(gradients, batch: dict, clips: int, steps: int, world: int, waiting: int) -> str:
-    """Shapes, parameters, FLOPs and memory of a run in which each of `world` processes has `clips` clips a step.
+class Plan(NamedTuple):
+    """What is trained: on the meta device, and a way to build it in earnest."""
 
-    gradients: a `pretrain.Step`. batch: decoded clips on the device, two at least; the first ones are sent through the model
-    to see what it keeps. waiting: bytes of clips that the loaders of this machine may hold in shared memory.
-    """
-    model = gradients.model
-    lines = [shapes(batch)]
-    sizes = parts(model)
-    total = sum(sizes.values())
-    named = {"tokens": sum(n for part, n in sizes.items() if part.startswith("tokens")),
-             **{part: n for part, n in sizes.items() if not part.startswith("tokens")}}
-    lines += [f"parameters {total / 1e6:.1f} M: " + ", ".join(f"{part} {n / 1e6:.1f}" for part, n in named.items())]
+    meta: nn.Module
+    forward: Callable[[int], torch.Tensor]          # a sum of what `meta` makes of so many clips
+    build: Callable[[], tuple[nn.Module, Callable[[dict], torch.Tensor]]]  # the model; the same sum for a batch of clips
+    moments: int = 2                                # numbers that the optimizer keeps of each parameter
+    again: int = 1                                  # forward passes in a step with --chunk
 
-    at_once = min(clips, gradients.chunk or clips)
-    forward, backward = cost(model.config, gradients.drop)
-    clip = forward * (2 if at_once < clips else 1) + backward
-    lines += [f"FLOPs {clip / 1e9:.1f} G a clip, {clip * clips / 1e12:.2f} T a step of each process, "
-              f"{clip * clips * world * steps / 1e18:.3g} E in all"]
 
-    size = next(model.parameters()).element_size()
-    one, two = (activations(gradients, {k: v[:n] for k, v in batch.items() if torch.is_tensor(v)}) for n in (1, 2))
-    state, kept = 4 * size * total + 2 * one - two, two - one  # what both keep is not of a clip: weights rounded to bf16
-    given = sum(x[:1].numel() * x.element_size() for x in batch.values() if torch.is_tensor(x)) * clips
-    given *= 2 if gradients.processes.device.type == "cuda" else 1  # the next batch is copied while this one is computed
+def preview(plan: Plan, clips: data.TrainDataset, s: argparse.Namespace, processes: Processes) -> None:
+    """Print shapes, parameters, FLOPs, memory and time of a run; nothing is built or computed that does not fit."""
+    began = time.perf_counter()
+    batch, failed = loading.collate([clips[0, slot] for slot in range(min(CLIPS, s.batch))])
+    decoding = (time.perf_counter() - began) / len(batch["path"])
+    for path, reason in failed:
+        print(f"unreadable: {printable(path)}: {reason}")
+    tensors = {name: x for name, x in batch.items() if torch.is_tensor(x)}
+    for name, x in tensors.items():
+        print(f"{name:9} {tuple(x.shape)} {x.dtype}")
+    sizes = parts(plan.meta)
+    total, tokens = sum(sizes.values()), sum(n for part, n in sizes.items() if part.startswith("tokens"))
+    print(f"parameters {total / 1e6:.1f} M: tokens {tokens / 1e6:.1f}, "
+          + ", ".join(f"{part} {n / 1e6:.1f}" for part, n in sizes.items() if not part.startswith("tokens")))
+
+    device, world = processes.device, processes.started
+    mine = s.batch // world
+    at_once = min(mine, s.chunk or mine)
+    forward, backward = passes(plan.forward)
+    clip = forward * (plan.again if at_once < mine else 1) + backward
+    print(f"FLOPs {clip / 1e9:.1f} G a clip, {clip * mine / 1e12:.2f} T a step of each process, "
+          f"{clip * mine * world * s.steps / 1e18:.3g} E in all")
+
+    size, free = 8 if s.precision == "fp64" else 4, free_memory(device) / (1 if device.type == "cuda" else processes.local)
+    least = size * total + activations(plan.meta, lambda: plan.forward(2))
+    where = f"memory {free / 1e9:.1f} GB is free on the {device.type} for each process"
+    if least > free:
+        return print(f"{where}: the weights and two clips alone need {least / 1e9:.1f} GB, so nothing was built")
+    model, encode = plan.build()
+    tensors = loading.to_device(tensors, device)
+    one, two = (activations(model, lambda n=n: encode({k: x[:n] for k, x in tensors.items()})) for n in (1, 2))
+    state = (2 + plan.moments) * size * total + max(0, 2 * one - two)   # what both keep is of no clip: weights rounded to bf16
+    kept = two - one
+    given = sum(x[:1].numel() * x.element_size() for x in tensors.values()) * mine
+    given *= 2 if device.type == "cuda" else 1  # the next batch is copied while this one is computed
     need = state + kept * at_once + given
-    lines += [f"memory {need / 1e9:.2f} GB a process, about: {state / 1e9:.2f} weights, gradients and Adam, "
-              f"{kept * at_once / 1e9:.2f} activations ({kept / 1e6:.1f} MB a clip, {at_once} at once), "
-              f"{given / 1e9:.2f} clips"]
-    lines += [f"shared memory {waiting / 1e9:.2f} GB a machine, at most, for the clips that wait"]
-    device = gradients.processes.device
+    print(f"memory {need / 1e9:.2f} GB a process, about: {state / 1e9:.2f} weights, gradients and moments, "
+          f"{kept * at_once / 1e9:.2f} activations ({kept / 1e6:.1f} MB a clip, {at_once} at once), {given / 1e9:.2f} clips")
+    print(where + (": add --chunk or --recompute, or lower --batch" if need > free else ""))
+    shared = processes.local * loading.shared_memory(clips.spec.nbytes, mine, s.workers)
+    print(f"shared memory {shared / 1e9:.2f} GB a machine, at most, for the clips that wait")
+
+    n = int(min(len(batch["path"]), (free - state) / max(kept, 1)))
+    if device.type == "cpu":
+        n = min(n, max(2, int(SLOW / 2 / (forward + backward))))
+    if n < 2 or (device.type == "cpu" and 2 * n * (forward + backward) > 2 * SLOW):
+        return print("time is not measured: two clips take too much memory, or minutes on this machine")
+    for _ in range(2):  # the first one allocates memory and chooses algorithms
+        began = time.perf_counter()
+        encode({k: x[:n] for k, x in tensors.items()}).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        took = time.perf_counter() - began
+    computing = took / n * mine * clip / (forward + backward)
+    waiting = 0.0 if s.cache else decoding * mine / max(1, s.workers)
+    seconds = max(computing, waiting)
+    print(f"time {seconds:.3g} s a step, about: {computing:.3g} computing, measured on two passes of {n} clips, and meanwhile "
+          f"{waiting:.3g} decoding; {seconds * s.steps / 86400:.3g} days for {s.steps} steps, without evaluations")
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that may still be taken on a device"""
     if device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory
-        lines += [f"memory {whole / 1e9:.1f} GB is what {torch.cuda.get_device_name(device)} has"
-                  + (": add --chunk or --recompute, or lower --batch" if need > whole else "")]
-    return "\n".join(lines)
+        return torch.cuda.mem_get_info(device)[0]
+    found = [math.inf]
+    with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo") as lines:
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # a container's; "max" where there is none
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)
 
 
-def shapes(batch: dict) -> str:
-    """A line for each tensor of a batch"""
-    return "\n".join(f"{name:9} {tuple(x.shape)} {x.dtype}" for name, x in batch.items() if torch.is_tensor(x))
+def through(backbones: vatt.Backbones, drop: tuple[float, float], n: int) -> torch.Tensor:
+    """A sum of what backbones on the meta device make of n clips"""
+    c = backbones.config
+    with torch.device("meta"):
+        video, audio = torch.empty(n, c.frames, c.size, c.size, 3), torch.empty(n, c.samples)
+        text, keys = torch.empty(n, c.captions, c.words, dtype=torch.long), torch.empty(n, 2, dtype=torch.long)
+    return sum(z.sum() for z in backbones(video, audio, text, drop, keys))
 
 
 def cost(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:
-    """Of the backbones' matmuls for one clip: forward, backward; on the meta device, where attention is counted too"""
+    """FLOPs of the backbones' matmuls for one clip: forward, backward"""
     with torch.device("meta"):
-        backbones, keys = vatt.Backbones(config), torch.empty(1, 2, dtype=torch.long)
-        video = torch.empty(1, config.frames, config.size, config.size, 3)
-        audio, text = torch.empty(1, config.samples), torch.empty(1, config.captions, config.words, dtype=torch.long)
-    run = lambda: sum(z.sum() for z in backbones(video, audio, text, drop, keys))
+        backbones = vatt.Backbones(config)
+    return passes(lambda n: through(backbones, drop, n))
+
+
+def passes(forward: Callable[[int], torch.Tensor]) -> tuple[int, int]:
+    """FLOPs of the matmuls for one clip: forward, backward; on the meta device, where attention is counted too"""
     with torch.no_grad():
-        forward = flops(run)
-    return forward, flops(lambda: run().backward()) - forward
+        there = flops(lambda: forward(1))
+    return there, flops(lambda: forward(1).backward()) - there
 
 
-def flops(run) -> int:
+def flops(run: Callable) -> int:
     """Of the matmuls in the call `run()`, backward ones too; give it tensors on the meta device, where attention is seen"""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
-def activations(gradients, clip: dict) -> int:
-    """Bytes that autograd keeps between the forward and the backward pass of one clip, weights left out"""
-    weights = {p.untyped_storage().data_ptr() for p in gradients.model.parameters()}
+def activations(model: nn.Module, run: Callable) -> int:
+    """Bytes that autograd keeps between the forward pass `run()` and the backward pass, the model's weights left out"""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(x):
         storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that no other one gets its address
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, so that no other one gets its address
         return x
 
     with saved_tensors_hooks(keep, lambda x: x):
-        gradients.encode(clip, 0, 0)
+        run()
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def parts(model: vatt.VATT) -> dict[str, int]:
-    """How many parameters each part of Figure 1 has"""
+def parts(model: nn.Module) -> dict[str, int]:
+    """How many parameters each part of Figure 1 has, of a VATT or a Classifier"""
     sizes: dict[str, int] = {}
     for name, p in model.named_parameters():
-        if "transformer" in name:
-            modality = name.removeprefix("backbones.").split(".")[0].removesuffix("transformer").rstrip("_")
-            part = f"{modality or 'shared'} Transformer"
-        else:
-            part = "heads" if name.startswith("heads") else f"tokens: {name.split('.')[1]}"
+        top, name = name.split(".", 1)
+        modality = name.split(".")[0].removesuffix("transformer").rstrip("_")
+        part = (f"{modality or 'shared'} Transformer" if "transformer" in name else
+                top if top in ("heads", "classifier") else f"tokens: {modality}")
         sizes[part] = sizes.get(part, 0) + p.numel()
     return sizes

@@ -30,7 +30,6 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
     task: a `finetune.Task`.
     """
     s, processes, model = task.settings, task.processes, task.model
-    model.backbone.requires_grad_(False)
     with user_errors(), loop.explained(task.run):
         if task.state:  # the features are those of the backbone that was saved
             load_weights(model, task.state["model"], str(task.run.out))
