@@ -27,7 +27,7 @@ import losses
 import vatt
 from data import AREA, COLOUR, ClipSpec, Source, TestDataset, TrainDataset, augment
 from engine import arguments, loading, loop
-from engine.errors import Problems, fail, keep_speaking, printable, user_errors
+from engine.errors import fail, keep_speaking, printable, report, user_errors
 from engine.processes import Processes
 from engine.run import Run
 from engine.sampling import Sampler, key
@@ -77,23 +77,14 @@ DEMO = {"video": (("texture", "rhythm"), 12), "audio": (tuple(demo.HEARD.split("
 MODEL = ("frames", "fps", "size", "rate", "patch", "audio_input", "dropout")  # flags of the model
 CHOICES = dict.fromkeys(("task", "data", "init", "modality", "epochs", "components", "sampled", "l2", "svm_c")) | dict(
     part=1, scratch=False, allow_outside=False, classifier="low-rank")
-# Flags that a task has no use for; they are not in its --help.
-FROZEN = {"modality", "classifier", "components", "sampled", "l2", "svm_c"}
-UNUSED = {
-    "video": FROZEN | {"rate", "audio_input", "patch", "mixup", "balance"},
-    "audio": FROZEN | {"size", "patch", "area", "flip", "colour", "crops"},
-    "image": FROZEN | {"frames", "fps", "rate", "audio_input", "windows"},
-    "linear": {"warmup", "clip", "drop", "smoothing", "mixup", "balance", "area", "flip", "colour", "dropout",
-               "classifier_dropout", "chunk", "recompute"},
-}
 
 
-def flags(task: str | None = None, values: dict | None = None) -> argparse.ArgumentParser:
-    """The command line; --help shows the flags of `task` with the values that they have where they are not given"""
+def flags(values: dict) -> argparse.ArgumentParser:
+    """The command line; `values` are those of the flags that are not given, for --help"""
     p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them", allow_abbrev=False,
                                 argument_default=argparse.SUPPRESS,
                                 description="Train VATT for a task with labels. Without flags: goes on from runs/demo.",
-                                epilog=None if task else "--task TASK --help shows the flags and defaults of a task.")
+                                epilog="--task TASK --help shows the defaults of a task.")
     g = p.add_argument_group("task")
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
     g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, csv, "
@@ -125,10 +116,7 @@ def flags(task: str | None = None, values: dict | None = None) -> argparse.Argum
     g.add_argument("--windows", type=arguments.count, help="views of a file in time (A.2.5)")
     g.add_argument("--crops", type=arguments.count, help="views in space, of each of those in time (A.2.5)")
     arguments.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "score")
-    arguments.show_defaults(p, values or {})
-    for action in p._actions:
-        if action.dest in UNUSED.get(task, set().union(*UNUSED.values())):
-            action.help = argparse.SUPPRESS
+    arguments.show_defaults(p, values)
     return p
 
 
@@ -146,7 +134,7 @@ def parse(argv: list[str] | None) -> dict:
     values = {}
     with contextlib.suppress(ValueError, KeyError):  # `settings` says what is wrong with --init
         values = defaults(known)
-    p = flags(known.get("task"), values)
+    p = flags(values)
     given = vars(p.parse_args(argv))
     if "task" not in known and (wrong := [name for name in given if name not in ("out", "seed")]):
         p.error(f"--{wrong[0].replace('_', '-')} needs --task, one of {', '.join(RECIPES)}; without flags it is the demo")
@@ -284,14 +272,18 @@ def train(s: argparse.Namespace, processes: Processes, features: Path | None = N
         loading.check_open_files(s.workers)
         spec = ClipSpec((found.kind,), s.frames, s.fps, s.size, s.rate, area=tuple(s.area), colour=tuple(s.colour),
                         flip=s.flip, mixup=s.mixup, windows=s.windows, crops=s.crops, cache=s.cache)
-        with torch.device("meta") if s.dry_run else contextlib.nullcontext():
-            task = Task(s, run, processes, found, spec, build(s, found), run.newest(), features or run.out)
+        if s.dry_run:
+            if s.task == "linear":  # what takes time are the features, once
+                train = spec.windows if s.classifier == "svm" else 1
+                s.steps = math.ceil((train * len(found.train) + spec.views * len(found.test)) / s.batch)
+            task = Task(s, run, processes, found, spec, None, None, run.out)
+            dry_run.preview(lambda: build(s, found), task.clips(), s, processes)
+            return {}
+        task = Task(s, run, processes, found, spec, build(s, found), run.newest(), features or run.out)
         processes.print(f"{s.task} {s.data}: {sum(p.numel() for p in task.model.parameters()) / 1e6:.1f} M parameters, "
                         f"{'pre-trained' if s.init and not s.scratch else 'random'} at first, {s.precision} on "
                         f"{processes.world} x {processes.device.type}; {len(found.train)} of {found.listed[0]} listed clips to "
                         f"train on, {len(found.test)} of {found.listed[1]} to test on, {len(found.classes)} classes; {s.out}")
-        if s.dry_run:
-            return preview(task)
         if task.state and run.read_config()["model"]["classes"] != list(found.classes):
             raise ValueError(f"--out {s.out} was trained on other classes than --data {s.data} has: name another folder")
         if s.init and not s.scratch and not task.state:
@@ -337,10 +329,7 @@ def listed(s: argparse.Namespace, run: Run, processes: Processes) -> Labelled:
             problems.append(f"{s.data}: files, labels or times changed since the run began; it goes on with those of now")
         moved = saved.get("files") == s.files or official.same(saved.get("data") or "", s.data)
         run.begin(arguments.plain(s), arguments.MAY_DIFFER | {"files"} | ({"data"} if moved else set()))
-        told = Problems(run.out / "problems.txt")
-        for line in problems:
-            told.append(printable(line))
-        told.warn()
+        report(list(map(printable, problems)), run.out / "problems.txt")
     processes.agree({"the checksum of --data": [zlib.crc32(rows.data["hashes"]) for rows in (found.train, found.test)]})
     return found._replace(kind=kind)
 
@@ -386,29 +375,6 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
         with training.evaluation():
             scores = task.best(s.steps, score())
     return scores, training.bad
-
-
-def preview(task: Task) -> dict:
-    """Print what the run would take (--dry-run) -> no scores; the model of the task is on the meta device"""
-    s, spec, kind, clips = task.settings, task.spec, task.model.kind, task.clips()
-    tower, shape = ((task.model.backbone.audio, (spec.samples,)) if kind == "audio" else
-                    (task.model.backbone.video, (s.frames, s.size, s.size, 3)))
-
-    def forward(n: int) -> torch.Tensor:
-        with torch.device("meta"):  # of the classifier, only that it learns
-            z = tower(torch.empty(n, *shape), s.drop, torch.empty(n, dtype=torch.long))
-            return z.sum() * next(task.model.classifier.parameters()).sum()
-
-    def real():
-        model = loop.configure(build(s, task.data), s, task.processes.device)
-        views = lambda batch: augment(batch[kind], batch["flip"], batch["colour"])
-        return model, lambda batch: model(views(batch), s.drop, batch["keys"][:, 0]).sum()
-
-    if s.task == "linear":  # what takes time are the features, once
-        train = spec.windows if s.classifier == "svm" else 1
-        s.steps = math.ceil((train * len(task.data.train) + spec.views * len(task.data.test)) / s.batch)
-    dry_run.preview(dry_run.Plan(task.model, forward, real, moments=1), clips, s, task.processes)
-    return {}
 
 
 def gradients(net: nn.Module, batch: dict, step: int, task: Task) -> torch.Tensor:

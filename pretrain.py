@@ -280,7 +280,7 @@ def main(argv: list[str] | None = None) -> None:
         loading.check_open_files(args.workers)
         clips, held_out, words = datasets(args, run, processes)
         if args.dry_run:
-            return preview(args, clips, words, processes)
+            return dry_run.preview(lambda: build(args, words), clips, args, processes)
         model, state = build(args, words), run.newest()
         if args.init and not state:
             vatt.start_from(model, Path(args.init), words)
@@ -339,19 +339,6 @@ def introduce(args, processes: Processes, model: nn.Module, clips, held_out, wor
         processes.print(f"without a GPU --preset demo fits, in minutes; --dry-run says how many days {args.preset} takes here")
     if args.batch > total:
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
-
-
-def preview(args: argparse.Namespace, clips: data.TrainDataset, words, processes: Processes) -> None:
-    """Print what the run would take (--dry-run)."""
-    def real():
-        model = loop.configure(build(args, words), args, processes.device)
-        step = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
-        return model, lambda batch: sum(z.float().sum() for z in step.encode(batch, 0, 0))
-
-    with torch.device("meta"):
-        meta = build(args, words)
-    plan = dry_run.Plan(meta, lambda n: dry_run.through(meta.backbones, args.drop, n), real, again=2)
-    dry_run.preview(plan, clips, args, processes)
 
 
 def finish(args, run: Run, processes: Processes, model: vatt.VATT, results: dict, bad: loop.FailureBudget) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 import data
-from engine.sampling import BatchSampler, Sampler
+from engine.sampling import Sampler, pieces
 from media.captions import Caption
 from sources import index
 
@@ -50,7 +50,7 @@ def figures(clips: int, batch: int, steps: int, folder: Path | None) -> dict:
         source = data.Source(opened, index.held_out(opened))
         found = time.perf_counter()
         loader = DataLoader(Probe(source, Sampler([len(source)], [1.0], batch, 0), batch - 1), collate_fn=np.array,
-                            batch_sampler=BatchSampler(0, steps, range(batch)), num_workers=1,
+                            batch_sampler=pieces(0, steps, range(batch)), num_workers=1,
                             multiprocessing_context="spawn")                    # a forked one shares pages with this process
         seen = np.array(list(loader))                                           # (steps, batch, 3)
         size = sum(file.stat().st_size for file in opened.folder.iterdir())

@@ -4,7 +4,6 @@ Exit codes of plain `python`: 0 done, 2 the user can mend it, 3 the data or the 
 and 130 after Ctrl-C, both with a checkpoint.
 """
 
-import collections
 import contextlib
 import sys
 from pathlib import Path
@@ -30,29 +29,14 @@ def tell(problems: list[str], line: str) -> None:
         problems.append("... and more problems in other files")
 
 
-class Problems:
-    """Takes lines as a list does, and keeps them in a file, which is there only if there are any."""
-
-    def __init__(self, path: Path):
-        self.path, self.first, self.last, self.count = path, [], collections.deque(maxlen=8), 0
-        path.unlink(missing_ok=True)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def append(self, line: str) -> None:
-        """Adds a line"""
-        self.count += 1
-        (self.first if self.count <= 5 else self.last).append(line)
-        with self.path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(line + "\n")
-
-    def warn(self) -> None:
-        """Says the first ones and the last ones, which are sums, and where all of them are"""
-        lines = [*self.first, *self.last]
-        more = f"; all are in {self.path}" if self.count > len(lines) else ""
-        if lines:
-            print("\n".join(f"warning: {line}" for line in lines) + more, file=sys.stderr, flush=True)
+def report(problems: list[str], path: Path) -> None:
+    """Keep the lines in a file, which is there only if there are any; warn of the first ones, and the last, which are sums."""
+    path.unlink(missing_ok=True)
+    if problems:
+        path.write_text("\n".join([*problems, ""]), encoding="utf-8", errors="replace")
+        shown = problems if len(problems) <= 13 else problems[:5] + problems[-8:]
+        more = f"; all are in {path}" if len(problems) > 13 else ""
+        print("\n".join(f"warning: {line}" for line in shown) + more, file=sys.stderr, flush=True)
 
 
 class Unreadable(Exception):

@@ -24,9 +24,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
+from engine import sampling
 from engine.errors import Unreadable
 from engine.processes import SIGNALS, Processes, Stopped
-from engine.sampling import BatchSampler
 from engine.workers import how_it_ended
 
 PIECE = 64     # clips
@@ -55,8 +55,9 @@ def train_batches(clips: Dataset, batch: int, processes: Processes, first: int, 
     a file (0: for ever), and Stopped where a signal came and the batch does not.
     """
     slots = range(processes.rank * batch // processes.world, (processes.rank + 1) * batch // processes.world)
-    loader = DataLoader(clips, batch_sampler=BatchSampler(first, steps, slots, PIECE), num_workers=workers, collate_fn=collate,
-                        pin_memory=processes.device.type == "cuda", worker_init_fn=start_worker)
+    pieces = sampling.pieces(first, steps, slots, PIECE)
+    loader = DataLoader(clips, batch_sampler=pieces, num_workers=workers, collate_fn=collate, worker_init_fn=start_worker,
+                        pin_memory=processes.device.type == "cuda")
     return prefetch(loader, math.ceil(len(slots) / PIECE), processes, timeout, processes.device)
 
 

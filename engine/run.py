@@ -260,11 +260,9 @@ def load_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
 
 def check_weights(module: torch.nn.Module, weights: dict, where: str) -> None:
     """ValueError that lists what is missing, left over, or of another shape, where they are not those of the module"""
-    own = module.state_dict()
-    lines = [f"missing {k}" for k in own if k not in weights]
-    lines += [f"unknown {k}" for k in weights if k not in own]
-    lines += [f"{k} is {tuple(weights[k].shape)}, the model has {tuple(own[k].shape)}"
-              for k in own if k in weights and weights[k].shape != own[k].shape]
+    own, theirs = ({name: tuple(w.shape) for name, w in state.items()} for state in (module.state_dict(), weights))
+    lines = [f"{name} is {theirs.get(name, 'missing')}, the model has {own.get(name, 'none')}"
+             for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
     if lines:
         more = f" and {len(lines) - 6} more" if len(lines) > 6 else ""
         raise ValueError(f"{where} holds another model: {'; '.join(lines[:6])}{more}; use the --preset and flags of that run")

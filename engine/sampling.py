@@ -59,17 +59,9 @@ class Sampler:
         return source, permute(drawn % n, n, key(self.seed, source, drawn // n))
 
 
-class BatchSampler:
-    """A batch sampler: for each step from `first` on, the (step, slot) pairs of one process, at most `piece` at a time"""
-
-    def __init__(self, first: int, steps: int, slots: range, piece: int | None = None):
-        self.first, self.steps = first, steps
-        self.pieces = [slots[i : i + (piece or len(slots))] for i in range(0, len(slots), piece or len(slots))]
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.first) * len(self.pieces)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first, self.steps):
-            for piece in self.pieces:
-                yield [(step, slot) for slot in piece]
+def pieces(first: int, steps: int, slots: range, most: int | None = None) -> Iterator[list[tuple[int, int]]]:
+    """For each step from `first` on, the (step, slot) pairs of one process, at most so many at a time: a batch sampler"""
+    most = most or len(slots)
+    for step in range(first, steps):
+        for i in range(0, len(slots), most):
+            yield [(step, slot) for slot in slots[i : i + most]]

@@ -95,9 +95,9 @@ def list_files(kind: str, root: Path, folder: Path, problems: Path, language: st
     if kind == "shards":
         index.point(folder, root / "index")
         return
-    found = errors.Problems(problems)
+    found: list[str] = []
     index.write(folder, root, counted(KINDS[kind](root, found, language), f"reading {root}", " videos"))
-    found.warn()
+    errors.report(found, problems)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

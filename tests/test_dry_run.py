@@ -12,11 +12,11 @@ import data
 import vatt
 from engine import loading
 from engine.processes import Processes
-from pretrain import Step
 from tools import dry_run
 from transformer import Size, Transformer
 
 SIZE = Size(2, 32, 64, 2)
+DROP = (0.5, 0.5)
 CONFIG = vatt.Config(SIZE, SIZE, SIZE, frames=4, size=16, patch=(2, 8, 8), rate=8000, vocabulary=20, words=4, d_va=16,
                      d_vt=8, dropout=0.0)
 
@@ -27,12 +27,15 @@ def batch(n):
             "text": torch.full((n, 5, 4), 2), "keys": keys, "flip": keys[:, 0] > 0, "colour": torch.zeros(n, 5)}
 
 
-def encode(chunk=None, config=CONFIG, recompute=False):
-    """A model, and what goes forward through it in a step of pretrain.py"""
-    step = Step(vatt.VATT(config), Processes(), (0.5, 0.5), chunk)
-    for transformer in (m for m in step.model.modules() if isinstance(m, Transformer)):
+def model(recompute=False):
+    model = vatt.VATT(CONFIG)
+    for transformer in (m for m in model.modules() if isinstance(m, Transformer)):
         transformer.recompute = recompute
-    return step.model, lambda batch: sum(z.sum() for z in step.encode(batch, 0, 0))
+    return model
+
+
+def kept(model, n):
+    return dry_run.activations(model, lambda: dry_run.through(model, batch(n), DROP))
 
 
 class Clips:
@@ -44,15 +47,12 @@ class Clips:
         return {k: v[at[1]] for k, v in batch(8).items()} | {"path": f"{at[1]}.mp4"}, []
 
 
-def preview(capsys, config=CONFIG, chunk=None, cache=1.0, build=None):
-    with torch.device("meta"):
-        meta = vatt.VATT(config)
-    forward = lambda n: dry_run.through(meta.backbones, (0.5, 0.5), n)
-    plan = dry_run.Plan(meta, forward, build or (lambda: encode(chunk, config)), again=2)
-    settings = argparse.Namespace(batch=12, chunk=chunk, steps=10, precision="fp32", workers=2, cache=cache)
+def preview(capsys, config=CONFIG, chunk=None, build=None):
+    settings = argparse.Namespace(batch=12, chunk=chunk, steps=10, precision="fp32", workers=2, cache=1.0, drop=DROP,
+                                  recompute=False, compile=False)
     processes = Processes()
     processes.started = 2
-    dry_run.preview(plan, Clips(), settings, processes)
+    dry_run.preview(build or (lambda: vatt.VATT(config)), Clips(), settings, processes)
     return capsys.readouterr().out
 
 
@@ -69,18 +69,16 @@ def test_flops_are_two_for_each_multiplication_of_all_three_towers():
 
 
 def test_more_clips_at_once_keep_more_and_recomputation_keeps_less():
-    (kept, run), (again, rerun) = encode(), encode(recompute=True)
-    one, two, three = (dry_run.activations(kept, lambda n=n: run(batch(n))) for n in (1, 2, 3))
+    one, two, three = (kept(model(), n) for n in (1, 2, 3))
     assert 0.9 < (three - two) / (two - one) < 1.1
-    assert dry_run.activations(again, lambda: rerun(batch(2))) < two / 2
+    assert kept(model(recompute=True), 2) < two / 2
 
 
 def test_the_meta_device_keeps_what_the_model_keeps_or_a_little_more():
     with torch.device("meta"):
         meta = vatt.VATT(CONFIG)
-    model, run = encode()
-    assert 1 <= (dry_run.activations(meta, lambda: dry_run.through(meta.backbones, (0.5, 0.5), 2))
-                 / dry_run.activations(model, lambda: run(batch(2)))) < 1.3
+    unreal = dry_run.activations(meta, lambda: dry_run.through(meta, dry_run.unreal(CONFIG, 2), DROP))
+    assert 1 <= unreal / kept(model(), 2) < 1.3
 
 
 @pytest.mark.parametrize(("chunk", "at_once", "forwards"), [(None, 6, 1), (2, 2, 2), (100, 6, 1)])
@@ -102,18 +100,21 @@ def test_the_size_of_the_model_is_four_numbers_a_parameter(capsys):
     assert f"{16 * sum(p.numel() for p in vatt.VATT(wide).parameters()) / 1e9:.2f} weights, gradients and moments" in text
 
 
-def test_it_measures_two_steps_and_says_days(capsys):
-    slow = lambda: (encode()[0], lambda batch: (time.sleep(0.4), encode()[1](batch))[1])
-    text = preview(capsys, build=slow)
+def test_it_measures_two_steps_and_says_days(capsys, monkeypatch):
+    inside = dry_run.through
+    monkeypatch.setattr(dry_run, "through", lambda *given: (time.sleep(0.4), inside(*given))[1])
+    text = preview(capsys)
     seconds, days = map(float, re.search(r"time (\S+) s a step.*; (\S+) days for 10 steps", text).groups())
-    assert 0.3 <= seconds < 3, "eight clips of six take 0.4 s"
+    assert 0.3 <= seconds < 3, "eight clips take 0.4 s, and a step has six"
     assert days == pytest.approx(10 * seconds / 86400, rel=0.02)
 
 
 def test_what_would_not_fit_is_not_built(capsys, monkeypatch):
     monkeypatch.setattr(dry_run, "free_memory", lambda _: 1e5)
-    text = preview(capsys, build=lambda: pytest.fail("it was built"))
+    built = []
+    text = preview(capsys, build=lambda: built.append(torch.empty(1).device.type) or vatt.VATT(CONFIG))
     assert re.search(r"memory 0.0 GB is free .*: the weights and two clips alone need .* GB, so nothing was built", text)
+    assert built == ["meta"]
 
 
 def test_free_memory_is_that_of_the_machine():

@@ -115,9 +115,9 @@ def test_weights_of_another_shape_are_refused_by_name():
     small, large = torch.nn.Linear(2, 3), torch.nn.Linear(2, 4)
     with pytest.raises(ValueError, match=r"weight is \(3, 2\), the model has \(4, 2\)"):
         load_weights(large, small.state_dict(), "runs/x")
-    with pytest.raises(ValueError, match="missing bias"):
+    with pytest.raises(ValueError, match="bias is missing"):
         load_weights(small, {"weight": small.weight.data}, "runs/x")
-    with pytest.raises(ValueError, match="unknown more"):
+    with pytest.raises(ValueError, match=r"more is \(1,\), the model has none"):
         load_weights(small, {**small.state_dict(), "more": torch.zeros(1)}, "runs/x")
 
 

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,26 +21,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import vatt
-from engine import loading
+from engine import loading, loop
 from engine.errors import printable
 from engine.processes import Processes
 
 CLIPS = 8           # that are decoded, and computed where they fit
-SLOW = 1e13         # FLOPs that two passes on a CPU may take
+SLOW = {"cpu": 5e12, "cuda": 5e15}  # FLOPs that a pass may take: a minute or so
 
 
-class Plan(NamedTuple):
-    """What is trained: on the meta device, and a way to build it in earnest."""
+def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argparse.Namespace, processes: Processes) -> None:
+    """Print shapes, parameters, FLOPs, memory and time of a run; nothing is built or computed that does not fit.
 
-    meta: nn.Module
-    forward: Callable[[int], torch.Tensor]          # a sum of what `meta` makes of so many clips
-    build: Callable[[], tuple[nn.Module, Callable[[dict], torch.Tensor]]]  # the model; the same sum for a batch of clips
-    moments: int = 2                                # numbers that the optimizer keeps of each parameter
-    again: int = 1                                  # forward passes in a step with --chunk
-
-
-def preview(plan: Plan, clips: data.TrainDataset, s: argparse.Namespace, processes: Processes) -> None:
-    """Print shapes, parameters, FLOPs, memory and time of a run; nothing is built or computed that does not fit."""
+    build: a VATT, whose optimizer is Adam, or a Classifier, whose is SGD.
+    """
+    with torch.device("meta"):
+        meta = build()
+    pretraining = isinstance(meta, vatt.VATT)
     began = time.perf_counter()
     batch, failed = loading.collate([clips[0, slot] for slot in range(min(CLIPS, s.batch))])
     decoding = (time.perf_counter() - began) / len(batch["path"])
@@ -50,28 +45,28 @@ def preview(plan: Plan, clips: data.TrainDataset, s: argparse.Namespace, process
     tensors = {name: x for name, x in batch.items() if torch.is_tensor(x)}
     for name, x in tensors.items():
         print(f"{name:9} {tuple(x.shape)} {x.dtype}")
-    sizes = parts(plan.meta)
+    sizes = parts(meta)
     total, tokens = sum(sizes.values()), sum(n for part, n in sizes.items() if part.startswith("tokens"))
     print(f"parameters {total / 1e6:.1f} M: tokens {tokens / 1e6:.1f}, "
           + ", ".join(f"{part} {n / 1e6:.1f}" for part, n in sizes.items() if not part.startswith("tokens")))
-
     device, world = processes.device, processes.started
     mine = s.batch // world
     at_once = min(mine, s.chunk or mine)
-    forward, backward = passes(plan.forward)
-    clip = forward * (plan.again if at_once < mine else 1) + backward
+    forward, backward = passes(meta, s.drop)
+    clip = forward * (2 if pretraining and at_once < mine else 1) + backward
     print(f"FLOPs {clip / 1e9:.1f} G a clip, {clip * mine / 1e12:.2f} T a step of each process, "
           f"{clip * mine * world * s.steps / 1e18:.3g} E in all")
 
     size, free = 8 if s.precision == "fp64" else 4, free_memory(device) / (1 if device.type == "cuda" else processes.local)
-    least = size * total + activations(plan.meta, lambda: plan.forward(2))
+    least = size * total + activations(meta, lambda: through(meta, unreal(meta.config, 2), s.drop))
     where = f"memory {free / 1e9:.1f} GB is free on the {device.type} for each process"
     if least > free:
         return print(f"{where}: the weights and two clips alone need {least / 1e9:.1f} GB, so nothing was built")
-    model, encode = plan.build()
-    tensors = loading.to_device(tensors, device)
-    one, two = (activations(model, lambda n=n: encode({k: x[:n] for k, x in tensors.items()})) for n in (1, 2))
-    state = (2 + plan.moments) * size * total + max(0, 2 * one - two)   # what both keep is of no clip: weights rounded to bf16
+    model, tensors = loop.configure(build(), s, device), loading.to_device(tensors, device)
+    run = lambda n: through(model, {name: x[:n] for name, x in tensors.items()}, s.drop, s.precision == "bf16")
+    one, two = (activations(model, lambda n=n: run(n)) for n in (1, 2))
+    numbers = 4 if pretraining else 3           # weights, gradients, moments; what both keep is of no clip: weights in bf16
+    state = numbers * size * total + max(0, 2 * one - two)
     kept = two - one
     given = sum(x[:1].numel() * x.element_size() for x in tensors.values()) * mine
     given *= 2 if device.type == "cuda" else 1  # the next batch is copied while this one is computed
@@ -82,16 +77,13 @@ def preview(plan: Plan, clips: data.TrainDataset, s: argparse.Namespace, process
     shared = processes.local * loading.shared_memory(clips.spec.nbytes, mine, s.workers)
     print(f"shared memory {shared / 1e9:.2f} GB a machine, at most, for the clips that wait")
 
-    n = int(min(len(batch["path"]), (free - state) / max(kept, 1)))
-    if device.type == "cpu":
-        n = min(n, max(2, int(SLOW / 2 / (forward + backward))))
-    if n < 2 or (device.type == "cpu" and 2 * n * (forward + backward) > 2 * SLOW):
-        return print("time is not measured: two clips take too much memory, or minutes on this machine")
+    n = int(min(len(batch["path"]), (free - state) / max(kept, 1), SLOW[device.type] / (forward + backward)))
+    if n < 1:
+        return print("time is not measured: a clip takes too much memory, or minutes on this machine")
     for _ in range(2):  # the first one allocates memory and chooses algorithms
         began = time.perf_counter()
-        encode({k: x[:n] for k, x in tensors.items()}).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        run(n).backward()
+        float(next(model.parameters()).flatten()[0])  # waits for a GPU
         took = time.perf_counter() - began
     computing = took / n * mine * clip / (forward + backward)
     waiting = 0.0 if s.cache else decoding * mine / max(1, s.workers)
@@ -112,27 +104,42 @@ def free_memory(device: torch.device) -> float:
     return min(found)
 
 
-def through(backbones: vatt.Backbones, drop: tuple[float, float], n: int) -> torch.Tensor:
-    """A sum of what backbones on the meta device make of n clips"""
-    c = backbones.config
+def unreal(c: vatt.Config, n: int) -> dict[str, torch.Tensor]:
+    """n clips on the meta device"""
     with torch.device("meta"):
-        video, audio = torch.empty(n, c.frames, c.size, c.size, 3), torch.empty(n, c.samples)
-        text, keys = torch.empty(n, c.captions, c.words, dtype=torch.long), torch.empty(n, 2, dtype=torch.long)
-    return sum(z.sum() for z in backbones(video, audio, text, drop, keys))
+        return {"video": torch.empty(n, c.frames, c.size, c.size, 3), "audio": torch.empty(n, c.samples),
+                "text": torch.empty(n, c.captions, c.words, dtype=torch.long), "keys": torch.empty(n, 2, dtype=torch.long)}
+
+
+def through(model: nn.Module, clips: dict, drop, bf16: bool = False) -> torch.Tensor:
+    """A sum of what the backbones of a VATT or a Classifier make of clips, from which gradients go back to all that learns"""
+    keys, kind = clips["keys"], getattr(model, "kind", "video")
+    seen = data.augment(clips.get(kind, clips.get("video")), clips.get("flip"), clips.get("colour"))
+    if seen.dim() == 4:
+        seen = vatt.tokenize.image_clip(seen, model.config.patch[0])
+    device = "cpu" if keys.is_meta else keys.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        if isinstance(model, vatt.VATT):
+            z = model(seen, clips["audio"], clips["text"], drop, keys)
+        else:
+            z = [(model.backbone.audio if kind == "audio" else model.backbone.video)(seen, drop, keys[:, 0])]
+    learned = 1 if isinstance(model, vatt.VATT) else next(model.classifier.parameters()).sum()
+    return learned * sum(x.float().sum() for x in z)
 
 
 def cost(config: vatt.Config, drop: tuple[float, float]) -> tuple[int, int]:
     """FLOPs of the backbones' matmuls for one clip: forward, backward"""
     with torch.device("meta"):
-        backbones = vatt.Backbones(config)
-    return passes(lambda n: through(backbones, drop, n))
+        model = vatt.VATT(config)
+    return passes(model, drop)
 
 
-def passes(forward: Callable[[int], torch.Tensor]) -> tuple[int, int]:
+def passes(meta: nn.Module, drop) -> tuple[int, int]:
     """FLOPs of the matmuls for one clip: forward, backward; on the meta device, where attention is counted too"""
+    run = lambda: through(meta, unreal(meta.config, 1), drop)
     with torch.no_grad():
-        there = flops(lambda: forward(1))
-    return there, flops(lambda: forward(1).backward()) - there
+        forward = flops(run)
+    return forward, flops(lambda: run().backward()) - forward
 
 
 def flops(run: Callable) -> int:

@@ -102,23 +102,23 @@ def features(model: vatt.Classifier, clips: data.TestDataset, folder: Path, how:
 
     ValueError where no file can be read; a signal ends the process, and the same command goes on.
     """
-    processes, rows = how.processes, [clips.row(i) for i in range(len(clips))]
+    rows = [clips.row(i) for i in range(len(clips))]
     views = clips.spec.windows if isinstance(clips, RandomPasses) else clips.spec.views
     of = digest(type(clips).__name__, clips.spec._replace(cache=0.0), model.precision, weights_digest(model.backbone))
     keys = [digest(index.name(number), index[number]._replace(labels=()), file_states([Path(index.name(number))])).encode()
             for index, number in rows]
     record = np.dtype([("key", "S64"), ("crc", "<u4"), ("z", "<f4", (views, model.width))])
-    cached = folder / f"features-{of[:16]}"
+    cached, failed = folder / f"features-{of[:16]}", []
     kept = read(cached, record)
     left = [i for i, key in enumerate(keys) if key not in kept]
-    processes.wait()  # all have read, before one writes
-    failed = compute(model, clips.part(left), [keys[i] for i in left], cached, record, how) if left else []
-    kept = read(cached, record) if left else kept
+    how.processes.wait()  # all have read, before one writes
+    if left:
+        failed = compute(model, clips.part(left), [keys[i] for i in left], cached, record, how)
+        kept = read(cached, record)
     number = [i for i, key in enumerate(keys) if key in kept]
     if not number:
-        raise ValueError(f"none of the {len(keys)} files could be read, first {failed[0][0]}: {failed[0][1]}" if failed
-                         else "there are no files to compute features of")
-    y = [clips.text_and_labels(rows[i][0][rows[i][1]], 0.0)["labels"] for i in number]
+        raise ValueError(f"none of the {len(keys)} files could be read" + "".join(f", first {p}: {r}" for p, r in failed[:1]))
+    y = [clips.text_and_labels(index[number], 0.0)["labels"] for index, number in (rows[i] for i in number)]
     z = np.stack([kept[keys[i]] for i in number])
     return Features(torch.from_numpy(z), torch.from_numpy(np.stack(y)), torch.tensor(number), failed)
 
@@ -130,17 +130,13 @@ def compute(model: vatt.Classifier, clips: data.TestDataset, keys: list[bytes], 
     processes.shutdown = shutdown = GracefulShutdown(processes.first)
     views = lambda batch: vatt.each_view(model.features, batch[model.kind])
     try:
-        with open(f"{cached}.{processes.rank}", "ab") as file:
+        with open(f"{cached}.{processes.rank}", "ab", buffering=0) as file:
             file.truncate(file.tell() // record.itemsize * record.itemsize)  # what a kill cut short
             for batch, z, bad in over_files(model, views, how.batches(clips), processes.device):
                 failed += bad
-                if batch:
-                    made = np.zeros(len(z), record)
-                    made["key"], made["z"] = [keys[i] for i in batch["number"].tolist()], z.float().cpu().numpy()
-                    made["crc"] = [checksum(one) for one in made]
-                    file.write(made.tobytes())
-                    file.flush()
-                    done += len(z)
+                for i, one in zip(batch["number"].tolist(), z.float().cpu().numpy(), strict=True) if batch else ():
+                    file.write(np.array([(keys[i], checksum(keys[i], one), one)], record).tobytes())
+                    done += 1
     except Stopped:
         processes.print(f"stopped with {int(processes.sum(done)[0])} files of {len(clips)} done; the same command goes on")
         sys.exit(shutdown.code or 128 + signal.SIGTERM)
@@ -149,15 +145,15 @@ def compute(model: vatt.Classifier, clips: data.TestDataset, keys: list[bytes], 
     return sorted({tuple(pair) for part in processes.collect(failed) for pair in part})
 
 
-def checksum(one: np.void) -> int:
+def checksum(key: bytes, z: np.ndarray) -> int:
     """Of a record of features"""
-    return zlib.crc32(one["z"].tobytes(), zlib.crc32(one["key"]))
+    return zlib.crc32(z.tobytes(), zlib.crc32(key))
 
 
 def read(cached: Path, record: np.dtype) -> dict[bytes, np.ndarray]:
     """The whole records that all processes have written, but for altered ones: key -> z"""
-    found = [np.fromfile(path, record) for path in sorted(cached.parent.glob(f"{cached.name}.*"))]
-    return {one["key"]: one["z"] for part in found for one in part if checksum(one) == one["crc"]}
+    found = (np.fromfile(path, record) for path in cached.parent.glob(f"{cached.name}.*"))
+    return {one["key"]: one["z"] for part in found for one in part if checksum(one["key"], one["z"]) == one["crc"]}
 
 
 def batches(found: Features, batch: int, seed: int, first: int, steps: int,
