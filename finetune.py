@@ -89,7 +89,7 @@ def flags(values: dict) -> argparse.ArgumentParser:
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
     g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, csv, "
                    "found out where not given")
-    g.add_argument("--split", "--fold", dest="part", type=fold, metavar="N", help="official split or fold; all: each, and "
+    g.add_argument("--split", "--fold", dest="part", metavar="N", help="official split or fold; all: each, and "
                    "the mean")
     g.add_argument("--allow-outside", action="store_true", help="a csv may name files that do not lie below its folder")
     g.add_argument("--modality", choices=("video", "audio", "image"), help="what is read (default: what the files are)")
@@ -118,13 +118,6 @@ def flags(values: dict) -> argparse.ArgumentParser:
     arguments.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "score")
     arguments.show_defaults(p, values)
     return p
-
-
-def fold(text: str) -> int | str:
-    """A number of a split or fold, or "all" """
-    if text != "all" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no split or fold: write a number or all")
-    return text if text == "all" else int(text)
 
 
 def parse(argv: list[str] | None) -> dict:
@@ -166,7 +159,9 @@ def settings(given: dict, processes: Processes) -> argparse.Namespace:
         values |= {"steps": None, "warmup": None}
     s = argparse.Namespace(**{**values, **given})
     s.precision = s.precision or arguments.native_precision(processes.device)
+    s.part = int(s.part) if str(s.part).isdecimal() else s.part
     wrong = {
+        f"--split {s.part} is no split or fold: write a number or all": s.part != "all" and not isinstance(s.part, int),
         f"{name} needs --data, a folder or csv of labelled files": not s.data,
         "--steps and --epochs both say how long: give one of them": "steps" in given and "epochs" in given,
         f"--modality is of --task linear; {name} says it itself": s.modality and s.task != "linear",
@@ -260,7 +255,7 @@ class Task(NamedTuple):
 def train(s: argparse.Namespace, processes: Processes, features: Path | None = None) -> dict:
     """One run, from the settings to its scores; `features`: as of a Task, unasked that of the run."""
     with user_errors(), tempfile.TemporaryDirectory() if s.dry_run else contextlib.nullcontext(s.out) as out:
-        processes.agree({f"--{name.replace('_', '-')}": value for name, value in arguments.plain(s).items()})
+        processes.agree({f"--{name.replace('_', '-')}": value for name, value in vars(s).items()})
         run = Run(Path(out))
         if processes.first:
             run.claim()
@@ -328,7 +323,7 @@ def listed(s: argparse.Namespace, run: Run, processes: Processes) -> Labelled:
         if saved.get("files", s.files) != s.files:
             problems.append(f"{s.data}: files, labels or times changed since the run began; it goes on with those of now")
         moved = saved.get("files") == s.files or official.same(saved.get("data") or "", s.data)
-        run.begin(arguments.plain(s), arguments.MAY_DIFFER | {"files"} | ({"data"} if moved else set()))
+        run.begin(vars(s), arguments.MAY_DIFFER | {"files"} | ({"data"} if moved else set()))
         report(list(map(printable, problems)), run.out / "problems.txt")
     processes.agree({"the checksum of --data": [zlib.crc32(rows.data["hashes"]) for rows in (found.train, found.test)]})
     return found._replace(kind=kind)

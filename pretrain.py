@@ -270,9 +270,9 @@ def main(argv: list[str] | None = None) -> None:
             return
         scratch = tempfile.TemporaryDirectory() if args.dry_run else None
         run = Run(Path(scratch.name) if scratch else args.out)
-        processes.agree({f"--{name.replace('_', '-')}": value for name, value in arguments.plain(args).items()})
+        processes.agree({f"--{name.replace('_', '-')}": value for name, value in vars(args).items()})
         if processes.first:
-            run.begin(arguments.plain(args), arguments.MAY_DIFFER | {"data", "val"})
+            run.begin(vars(args), arguments.MAY_DIFFER | {"data", "val"})
         if run.results():
             processes.print(f"{args.out} is finished; another --out makes another run\n\n"
                             f"{tables.retrieval(run.results(), beside(args))}")

@@ -100,8 +100,3 @@ def native_precision(device: torch.device) -> str:
     # Ours: bf16 autocast, with losses, batch norms and spectrograms in fp32 (official: fp32 throughout).
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if native else "fp32"
-
-
-def plain(settings: argparse.Namespace) -> dict:
-    """The settings as JSON holds them"""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}

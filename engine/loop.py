@@ -1,11 +1,4 @@
-"""What the loops of pretrain.py and finetune.py call: flags of a run, and all that stands around a step of training.
-
-    with Training(...) as training:
-        for step, batch in training.steps(batches):
-            ...                              gradients, which are each script's own
-            training.log(row, line)
-            training.save()
-"""
+"""What the loops of pretrain.py and finetune.py call: all that stands around a step of training."""
 
 import argparse
 import collections
@@ -15,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 
@@ -23,7 +15,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine import arguments
 from engine.errors import TooManyBad, fail, printable
 from engine.loading import Batches, WorkerError
 from engine.processes import GracefulShutdown, Processes, Stopped
@@ -120,7 +111,7 @@ class Training:
             raise ValueError(f"--out {run.out}: processes read different checkpoints; name a folder that all machines share")
         if processes.first:
             run.forget(self.first)
-            run.describe(arguments.plain(settings), model.describe())
+            run.describe(vars(settings), model.describe())
         processes.wait()
 
     def __enter__(self) -> "Training":
@@ -212,9 +203,9 @@ class Training:
         (line, _, score), wait, now = line.partition("\n"), row["time"]["data_wait"], time.perf_counter()
         slow = wait > 0.5 and not self.settings.cache and self.settings.workers < (os.cpu_count() or 1)
         loss, bar, rest = line.partition(" | ")
-        line = (f"{loss}, {row['time']['clips_per_s']:.0f} clips/s | waiting {100 * wait:.0f}%"
-                f"{' for data: raise --workers' * slow}{bar}{rest}")
-        room, shown = shutil.get_terminal_size().columns - 30, line  # beside the steps and the time left
+        shown = (f"{loss}, {row['time']['clips_per_s']:.0f} clips/s | waiting {100 * wait:.0f}%"
+                 f"{' for data: raise --workers' * slow}{bar}{rest}")
+        room = shutil.get_terminal_size().columns - 30  # beside the steps and the time left
         while len(shown) > room and " | " in shown:
             shown = shown.rpartition(" | ")[0]
         self.bar.set_postfix_str(shown, refresh=False)
@@ -222,8 +213,7 @@ class Training:
         if score or (self.bar.disable and now - self.last_said > 15):
             left = (now - self.started) / (self.done - self.first) * (self.settings.steps - self.done)
             left, self.last_said = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.1f} min", now
-            self.say(textwrap.shorten(f"{self.done}/{self.settings.steps}, {left} left, {line}",
-                                      shutil.get_terminal_size().columns, placeholder=" ..") + f"\n  {score}" * bool(score))
+            self.say(f"{self.done}/{self.settings.steps}, {left} left, {shown}" + f"\n  {score}" * bool(score))
 
     def say(self, text: str) -> None:
         """Print on the first process, above the bar."""

@@ -49,7 +49,6 @@ class Processes:
 
     def __init__(self, timeout_s: float = 600, solo: bool = False):
         self.rank, self.world = (0, 1) if solo else (int(os.environ.get(k, n)) for k, n in (("RANK", 0), ("WORLD_SIZE", 1)))
-        self.started = self.world   # how many there are, also where the others have left
         self.timeout_s, self.shutdown, self.meetings, self.beaten = timeout_s, None, 0, 0.0
         self.local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine
         local = int(os.environ.get("LOCAL_RANK", 0))

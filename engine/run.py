@@ -43,7 +43,7 @@ class Run:
         if not self.lock:
             self.claim()
         saved = self.read_config()["settings"] if (self.out / "config.json").is_file() else {}
-        settings = json.loads(json.dumps(settings))
+        settings = json.loads(json.dumps(settings, default=str))
         differ = [k for k in settings if self.began and k not in may_differ and saved.get(k) != settings[k]]
         if differ:
             changes = ", ".join(f"--{k.replace('_', '-')} was {saved.get(k)} and is {settings[k]}" for k in differ)
@@ -65,8 +65,8 @@ class Run:
     def describe(self, settings: dict, model: dict) -> None:
         """Writes config.json: the flags and the model"""
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        write_text(self.out / "config.json",
-                   json.dumps({"settings": settings, "model": model, "versions": versions}, indent=2) + "\n")
+        config = {"settings": settings, "model": model, "versions": versions}
+        write_text(self.out / "config.json", json.dumps(config, indent=2, default=str) + "\n")
 
     def checkpoints(self) -> list[Path]:
         """All files of exactly this program's names, the newest first"""
@@ -76,7 +76,7 @@ class Run:
         """Write checkpoint-STEP.pt, and delete all but the last `keep` and the multiples of `keep_every`; False as `write`."""
         if saved := self.write(f"checkpoint-{step:08d}.pt", {"step": step, **state}):
             for old in self.checkpoints()[keep:]:
-                if not keep_every or step_of(old) % keep_every:
+                if not keep_every or int(CHECKPOINT.fullmatch(old.name)[1]) % keep_every:
                     old.unlink()
         return saved
 
@@ -106,7 +106,7 @@ class Run:
     def forget(self, step: int) -> None:
         """Remove what lies past `step`, which will be made again: rows of the log, and checkpoints that cannot be read."""
         for path in self.checkpoints():
-            if step_of(path) > step:
+            if int(CHECKPOINT.fullmatch(path.name)[1]) > step:
                 path.unlink()
         write_text(self.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows() if row["step"] < step))
 
@@ -153,7 +153,10 @@ def lock(path: Path, what: str, wait: bool = False):
     """The open file of a lock that ends with the process; ValueError where another process has it, and `wait` is False."""
     file = open(path, "a+")  # noqa: SIM115  held until it is closed, or the process ends
     try:
-        hold(file, wait)
+        with contextlib.suppress(ImportError):  # Windows has no such locks
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: loader workers do not inherit it
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise ValueError(f"{what} is in use by {file.read() or 'another'}: wait for it, or name another folder") from None
@@ -162,14 +165,6 @@ def lock(path: Path, what: str, wait: bool = False):
     file.truncate(0)
     print(f"process {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
     return file
-
-
-def hold(file, wait: bool = False) -> None:
-    """Lock an open file, where the system has such locks (Windows has not); BlockingIOError where another process has it."""
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # lockf: loader workers do not inherit it
 
 
 def write_whole(path: Path, write) -> None:
@@ -240,11 +235,6 @@ def check_zip(path: Path) -> None:
         if any(part.compress_type for part in infos) or sum(part.file_size for part in infos) > path.stat().st_size or (
                 parts.testzip() is not None):
             raise ValueError("compressed, or a checksum is wrong")
-
-
-def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its name"""
-    return int(CHECKPOINT.fullmatch(path.name)[1])
 
 
 def not_finite(weights: dict[str, torch.Tensor]) -> str | None:

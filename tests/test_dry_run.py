@@ -50,9 +50,10 @@ class Clips:
 def preview(capsys, config=CONFIG, chunk=None, build=None):
     settings = argparse.Namespace(batch=12, chunk=chunk, steps=10, precision="fp32", workers=2, cache=1.0, drop=DROP,
                                   recompute=False, compile=False)
-    processes = Processes()
-    processes.started = 2
-    dry_run.preview(build or (lambda: vatt.VATT(config)), Clips(), settings, processes)
+    with pytest.MonkeyPatch.context() as patch:
+        processes = Processes()
+        patch.setenv("WORLD_SIZE", "2")
+        dry_run.preview(build or (lambda: vatt.VATT(config)), Clips(), settings, processes)
     return capsys.readouterr().out
 
 

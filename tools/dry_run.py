@@ -10,6 +10,7 @@ Models of the meta device have shapes and take no memory: what does not fit is s
 import argparse
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
     total, tokens = sum(sizes.values()), sum(n for part, n in sizes.items() if part.startswith("tokens"))
     print(f"parameters {total / 1e6:.1f} M: tokens {tokens / 1e6:.1f}, "
           + ", ".join(f"{part} {n / 1e6:.1f}" for part, n in sizes.items() if not part.startswith("tokens")))
-    device, world = processes.device, processes.started
+    device, world = processes.device, int(os.environ.get("WORLD_SIZE", 1))  # the others have left
     mine = s.batch // world
     at_once = min(mine, s.chunk or mine)
     forward, backward = passes(meta, s.drop)
@@ -83,7 +84,7 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
     for _ in range(2):  # the first one allocates memory and chooses algorithms
         began = time.perf_counter()
         run(n).backward()
-        float(next(model.parameters()).flatten()[0])  # waits for a GPU
+        next(model.parameters()).sum().item()  # waits for a GPU
         took = time.perf_counter() - began
     computing = took / n * mine * clip / (forward + backward)
     waiting = 0.0 if s.cache else decoding * mine / max(1, s.workers)

@@ -27,7 +27,7 @@ import vatt
 from engine import loading
 from engine.errors import plural, printable
 from engine.processes import Processes
-from engine.run import check_zip, hold, write_whole
+from engine.run import check_zip, lock, write_whole
 from engine.workers import map_isolated
 from media import Media, Unreadable
 from sources import index
@@ -295,11 +295,7 @@ def resumed(out: Path, key: str, total: int, width: int, parts: Callable, proces
     path = out.with_name(f"{out.name}.{processes.rank}-of-{processes.world}.partial")
     head = path.with_suffix(".key")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        try:
-            hold(file)
-        except (BlockingIOError, PermissionError):
-            raise ValueError(f"another process is writing {out}: wait for it, or name another file") from None
+    with lock(path.with_suffix(".lock"), str(out)) as held, path.open("ab") as file:
         done = path.stat().st_size // (4 * width)
         if not head.is_file() or head.read_text() != key or done > len(mine):  # of other files or flags
             done = 0
@@ -314,8 +310,8 @@ def resumed(out: Path, key: str, total: int, width: int, parts: Callable, proces
         table = shares(torch.from_numpy(np.fromfile(path, "<f4").reshape(-1, width)), total, processes).numpy()
         yield table, [pair for part in processes.collect(failed) for pair in part]
         processes.wait()
-    path.unlink()
-    head.unlink()
+    for kept in (path, head, held.name):
+        os.unlink(kept)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 import data
 import losses
 import vatt
-from engine import arguments, loop
+from engine import loop
 from engine.errors import fail, user_errors
 from engine.processes import GracefulShutdown, Stopped
 from engine.run import load_weights
@@ -25,10 +25,7 @@ from tools.embed import Reading, digest, file_states, over_files, weights_digest
 
 
 def train(task) -> tuple[dict, loop.FailureBudget]:
-    """Train a classifier on features that are computed once -> its scores on the test files, the files that cannot be read.
-
-    task: a `finetune.Task`.
-    """
+    """Train a classifier on features, by a `finetune.Task` -> its scores on the test files, the files that cannot be read."""
     s, processes, model = task.settings, task.processes, task.model
     with user_errors(), loop.explained(task.run):
         if task.state:  # the features are those of the backbone that was saved
@@ -45,7 +42,7 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
         if s.classifier == "svm":
             fit_svm(model, known, s.svm_c, s.seed)
             if processes.first:
-                task.run.describe(arguments.plain(s), model.describe())
+                task.run.describe(vars(s), model.describe())
                 if not task.run.save(s.steps, {"model": model.state_dict()}):
                     fail(3, "the SVM could not be saved, so the run is not finished; the same command fits it again")
             return task.score(s.steps, logits(model, test), test.y, test.failed), bad
@@ -73,19 +70,18 @@ class RandomPasses(data.TestDataset):
     def views(self, media, row: data.Row, number: int) -> tuple[float, dict]:
         """A function of the row's path and place in it"""
         s, rng, clips = self.spec, generator(0, zlib.crc32(repr((row.path, row.start)).encode("utf-8", "replace"))), []
+
+        def square(width: int, height: int) -> data.Box:  # of the whole shorter side
+            side = min(width, height)
+            left, top = rng.random() * (1 - side / width), rng.random() * (1 - side / height)
+            return left, top, left + side / width, top + side / height
+
         for _ in range(s.windows):
-            clip = data.read_clip(media, row, data.random_start(rng, row, media.duration, s), s, lambda w, h: square(rng, w, h))
+            clip = data.read_clip(media, row, data.random_start(rng, row, media.duration, s), s, square)
             if rng.random() < s.flip:
                 clip |= {name: np.flip(x, -2) for name, x in clip.items() if name in ("video", "image")}
             clips.append(clip)
         return 0.0, {name: np.stack([clip[name] for clip in clips]) for name in clips[0] if name != "has_audio"}
-
-
-def square(rng: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:
-    """A random square of the whole shorter side: (left, top, right, bottom) in fractions"""
-    side = min(width, height)
-    left, top = rng.random() * (1 - side / width), rng.random() * (1 - side / height)
-    return left, top, left + side / width, top + side / height
 
 
 class Features(NamedTuple):
@@ -182,11 +178,10 @@ def gradients(model: vatt.Classifier, batch: dict, step: int, settings) -> dict[
 @torch.no_grad()
 def logits(model: vatt.Classifier, found: Features) -> torch.Tensor:
     """What the classifier says of all views of each file together.  (N, C), on the CPU"""
-    was_training = model.training
     model.eval()
     z = found.z.to(next(model.classifier.parameters()).device, model.dtype)
     together = model.over_views(model.classifier(z.flatten(0, 1)).unflatten(0, z.shape[:2]))
-    model.train(was_training)
+    model.train()
     return together.float().cpu()
 
 
