@@ -290,12 +290,9 @@ def train(s: argparse.Namespace, processes: Processes, features: Path | None = N
 
 
 def listed(s: argparse.Namespace, run: Run, processes: Processes) -> Labelled:
-    """The labelled files, listed by the first process, which says what is wrong with the list; completes the settings.
-
-    ValueError where the files will not do, or the run is of other settings.
-    """
+    """The labelled files, listed by the first process; completes the settings. ValueError where they will not do."""
     problems: list[str] = []
-    found = (official.load(s.data, run.out / "index", problems, s.part, s.allow_outside) if processes.first else None)
+    found = official.load(s.data, run.out / "index", problems, s.part, s.allow_outside) if processes.first else None
     processes.wait()
     found = processes.collect(found)[0]
     kind = found.kind if s.task == "linear" and not s.modality else s.modality or s.task

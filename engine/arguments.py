@@ -98,5 +98,4 @@ def peek(argv: list[str] | None, flag: str, default, **declared):
 def native_precision(device: torch.device) -> str:
     """The number format of a run that names none: bf16 on a GPU that has it, else fp32"""
     # Ours: bf16 autocast, with losses, batch norms and spectrograms in fp32 (official: fp32 throughout).
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

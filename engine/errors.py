@@ -34,8 +34,8 @@ def report(problems: list[str], path: Path) -> None:
     path.unlink(missing_ok=True)
     if problems:
         path.write_text("\n".join([*problems, ""]), encoding="utf-8", errors="replace")
-        shown = problems if len(problems) <= 13 else problems[:5] + problems[-8:]
-        more = f"; all are in {path}" if len(problems) > 13 else ""
+        shown = problems[:5] + problems[5:][-8:]
+        more = f"; all are in {path}" if len(shown) < len(problems) else ""
         print("\n".join(f"warning: {line}" for line in shown) + more, file=sys.stderr, flush=True)
 
 

@@ -202,10 +202,7 @@ def check_open_files(workers: int) -> None:
 
 
 class InFlight:
-    """The file that each worker of a loader works on, in memory that all processes share, so that it is known when one dies.
-
-    skip: files that have killed workers before, which are read no more.
-    """
+    """The file that each worker works on, known to all processes should one die; those that have killed workers are skipped."""
 
     def __init__(self, rows: int = 0, skip: frozenset[str] = frozenset()):
         self.skip, self.workers = skip, []                                           # the processes; none: a thread of ours

@@ -262,8 +262,7 @@ class Index:
 
     def among(self, names: frozenset[str]) -> np.ndarray:
         """The numbers of the rows with these names, sorted"""
-        rows = (i for i in range(len(self)) if names and printable(self.name(i)) in names)
-        return np.fromiter(rows, np.int64)
+        return np.fromiter((i for i in range(len(self)) if names and printable(self.name(i)) in names), np.int64)
 
     def counts(self) -> tuple[int, int, int]:
         """How many rows have captions, how many captions there are, and how many words between blanks."""

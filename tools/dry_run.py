@@ -26,20 +26,16 @@ from engine import loading, loop
 from engine.errors import printable
 from engine.processes import Processes
 
-CLIPS = 8           # that are decoded, and computed where they fit
 SLOW = {"cpu": 5e12, "cuda": 5e15}  # FLOPs that a pass may take: a minute or so
 
 
 def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argparse.Namespace, processes: Processes) -> None:
-    """Print shapes, parameters, FLOPs, memory and time of a run; nothing is built or computed that does not fit.
-
-    build: a VATT, whose optimizer is Adam, or a Classifier, whose is SGD.
-    """
+    """Print shapes, parameters, FLOPs, memory and time of a run of a VATT or Classifier; nothing is built that does not fit."""
     with torch.device("meta"):
         meta = build()
     pretraining = isinstance(meta, vatt.VATT)
     began = time.perf_counter()
-    batch, failed = loading.collate([clips[0, slot] for slot in range(min(CLIPS, s.batch))])
+    batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, s.batch))])
     decoding = (time.perf_counter() - began) / len(batch["path"])
     for path, reason in failed:
         print(f"unreadable: {printable(path)}: {reason}")
@@ -66,9 +62,8 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
     model, tensors = loop.configure(build(), s, device), loading.to_device(tensors, device)
     run = lambda n: through(model, {name: x[:n] for name, x in tensors.items()}, s.drop, s.precision == "bf16")
     one, two = (activations(model, lambda n=n: run(n)) for n in (1, 2))
-    numbers = 4 if pretraining else 3           # weights, gradients, moments; what both keep is of no clip: weights in bf16
-    state = numbers * size * total + max(0, 2 * one - two)
-    kept = two - one
+    kept, alike = two - one, max(0, 2 * one - two)      # what both keep is of no clip: weights in bf16
+    state = (4 if pretraining else 3) * size * total + alike
     given = sum(x[:1].numel() * x.element_size() for x in tensors.values()) * mine
     given *= 2 if device.type == "cuda" else 1  # the next batch is copied while this one is computed
     need = state + kept * at_once + given
@@ -89,7 +84,7 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
     computing = took / n * mine * clip / (forward + backward)
     waiting = 0.0 if s.cache else decoding * mine / max(1, s.workers)
     seconds = max(computing, waiting)
-    print(f"time {seconds:.3g} s a step, about: {computing:.3g} computing, measured on two passes of {n} clips, and meanwhile "
+    print(f"time {seconds:.3g} s a step, about: {computing:.3g} computing, as two passes of {n} clips took, and meanwhile "
           f"{waiting:.3g} decoding; {seconds * s.steps / 86400:.3g} days for {s.steps} steps, without evaluations")
 
 

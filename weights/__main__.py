@@ -28,7 +28,7 @@ def official(args: argparse.Namespace) -> None:
     except ValueError as e:
         raise ValueError(f"{prefix}: {e}") from None
     words = None if found.kind else vocabulary(args.vocabulary, config.vocabulary)
-    write(args, config, model.describe() if found.kind else config.to_json(), weights, words)
+    write(args, config, model.describe(), weights, words)
     for name in left:
         print(f"left over: {name}")
     what = f"{found.classes} classes of {found.kind}" if found.kind else "a pre-trained model"
