@@ -79,14 +79,14 @@ def keep_speaking() -> None:
 
 
 @contextlib.contextmanager
-def user_errors():
-    """While a run is set up, what a user can mend becomes one line and exit code 2."""
+def user_errors(stopped: str = "stopped before the first step"):
+    """While a run is set up, what a user can mend becomes one line and exit code 2; `stopped` is what Ctrl-C says."""
     try:
         yield
     except (ValueError, OSError) as e:
         fail(2, str(e))
     except KeyboardInterrupt:
-        fail(130, "stopped before the first step")
+        fail(130, stopped)
 
 
 def fail(code: int, text: str) -> None:

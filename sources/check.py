@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine import arguments
-from engine.errors import fail, printable, user_errors
+from engine.errors import printable, user_errors
 from engine.workers import Failed, map_isolated
 from media import Media, Unreadable
 from sources import layouts
@@ -40,14 +40,11 @@ def flags(commands) -> None:
 
 def run(_, args: argparse.Namespace) -> None:
     """`python data.py check`: exit code 0 where all is well, 3 where anything is broken, 2 for what the user can mend"""
-    with user_errors(), tempfile.TemporaryDirectory() as scratch:
-        try:
-            kind, root = layouts.parse_source(args.path)
-            layouts.list_files(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
-            index, inside = Index(Path(scratch) / "index"), []
-            reasons = write_broken(args.out, broken(index, args.whole, args.workers, args.timeout, inside))
-        except KeyboardInterrupt:
-            fail(130, f"stopped; what was found is in {args.out}")
+    with user_errors(f"stopped; what was found is in {args.out}"), tempfile.TemporaryDirectory() as scratch:
+        kind, root = layouts.parse_source(args.path)
+        layouts.list_files(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
+        index, inside = Index(Path(scratch) / "index"), []
+        reasons = write_broken(args.out, broken(index, args.whole, args.workers, args.timeout, inside))
     print(f"{len(index)} clips read, {sum(reasons.values())} broken{f': {args.out}' if reasons else ''}")
     print(captions([index]))
     if inside:

@@ -67,19 +67,16 @@ def flags(commands) -> None:
 
 def run(_, args: argparse.Namespace) -> None:
     """`python data.py pack`: exit code 2 for what the user can mend, 3 where no video could be packed."""
-    with user_errors():
-        try:
-            held = begin(args)
-            if not (args.out / "index").is_dir():
-                source = Index(args.out / "partial" / "source")
-                pack_all(source, args)
-                conclude(source, args)
-            packed, sizes = Index(args.out / "index"), [path.stat().st_size for path in args.out.glob("shard-*.tar")]
-            print(f"{args.out}: {len(packed)} clips with {packed.captions} captions, {sum(sizes) / 1e9:.3f} GB in "
-                  f"{len(sizes)} shards; train with --data shards={args.out}")
-            Path(held.name).unlink(missing_ok=True)
-        except KeyboardInterrupt:
-            fail(130, "stopped; the same command goes on")
+    with user_errors("stopped; the same command goes on"):
+        held = begin(args)
+        if not (args.out / "index").is_dir():
+            source = Index(args.out / "partial" / "source")
+            pack_all(source, args)
+            conclude(source, args)
+        packed, sizes = Index(args.out / "index"), [path.stat().st_size for path in args.out.glob("shard-*.tar")]
+        print(f"{args.out}: {len(packed)} clips with {packed.captions} captions, {sum(sizes) / 1e9:.3f} GB in {len(sizes)} "
+              f"shards; train with --data shards={args.out}")
+        Path(held.name).unlink(missing_ok=True)
 
 
 def begin(args: argparse.Namespace):
