@@ -87,7 +87,7 @@ def flags(values: dict) -> argparse.ArgumentParser:
                                 epilog="--task TASK --help shows the defaults of a task.")
     g = p.add_argument_group("task")
     g.add_argument("--task", choices=RECIPES, help="video, audio, image: fine-tune; linear: on a frozen backbone")
-    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, csv, "
+    g.add_argument("--data", metavar="[KIND=]PATH", help=f"labelled files; kinds: {', '.join(official.KINDS)}, "
                    "found out where not given")
     g.add_argument("--split", "--fold", dest="part", metavar="N", help="official split or fold; all: each, and "
                    "the mean")

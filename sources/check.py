@@ -40,11 +40,13 @@ def flags(commands) -> None:
 
 def run(_, args: argparse.Namespace) -> None:
     """`python data.py check`: exit code 0 where all is well, 3 where anything is broken, 2 for what the user can mend"""
+    problems, inside = args.out.with_name(args.out.name + ".problems.txt"), []
     with user_errors(f"stopped; what was found is in {args.out}"), tempfile.TemporaryDirectory() as scratch:
-        kind, root = layouts.parse_source(args.path)
-        layouts.list_files(kind, root, Path(scratch) / "index", args.out.with_name(args.out.name + ".problems.txt"))
-        index, inside = Index(Path(scratch) / "index"), []
-        reasons = write_broken(args.out, broken(index, args.whole, args.workers, args.timeout, inside))
+        index = layouts.list_files(*layouts.parse_source(args.path), Path(scratch) / "index", problems)
+        tasks = ((index.folder, i, args.whole) for i in range(len(index)))
+        bar = tqdm(total=len(index), unit="clip", mininterval=0.5 if sys.stderr.isatty() else 60)
+        with closing(map_isolated(examine, tasks, args.workers, args.timeout)) as examined, bar:
+            reasons = write_broken(args.out, broken(index, examined, bar, inside))
     print(f"{len(index)} clips read, {sum(reasons.values())} broken{f': {args.out}' if reasons else ''}")
     print(captions([index]))
     if inside:
@@ -55,20 +57,14 @@ def run(_, args: argparse.Namespace) -> None:
     sys.exit(3 if reasons else 0)
 
 
-def broken(index: Index, whole: bool, workers: int, timeout: float, inside: list[str]) -> Iterator[tuple]:
-    """Reads every clip, in order, with a bar; yields (name, start, end, reason) of those that cannot be read.
-
-    To `inside` it adds the names of those without captions that hold some in the file itself, which are not read.
-    """
-    tasks = ((index.folder, i, whole) for i in range(len(index)))
-    bar = tqdm(total=len(index), unit="clip", mininterval=0.5 if sys.stderr.isatty() else 60)
-    with closing(map_isolated(examine, tasks, workers, timeout)) as examined, bar:
-        for (_, i, _), found in examined:
-            bar.update()
-            if found == INSIDE:
-                inside.append(index.name(i))
-            elif found is not None:
-                yield index.name(i), *index[i][1:3], found.reason if isinstance(found, Failed) else found
+def broken(index: Index, examined: Iterable[tuple], bar: tqdm, inside: list[str]) -> Iterator[tuple]:
+    """(name, start, end, reason) of the clips that cannot be read; those that hold captions inside are added to `inside`."""
+    for (_, i, _), found in examined:
+        bar.update()
+        if found == INSIDE:
+            inside.append(index.name(i))
+        elif found is not None:
+            yield index.name(i), *index[i][1:3], found.reason if isinstance(found, Failed) else found
 
 
 def write_broken(path: Path, rows: Iterable[tuple[str, float, float, str]]) -> collections.Counter:

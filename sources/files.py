@@ -133,6 +133,15 @@ def suffix(path: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Lists
 
+def within(at: str, folder: Path, name: str, outside: bool) -> str:
+    """The absolute path of a file that a list in `folder` names; ValueError where it lies elsewhere, unless `outside`."""
+    path, folder = os.path.abspath(os.path.join(folder, name)), os.path.abspath(folder)
+    if not outside and os.path.relpath(path, folder).split(os.sep)[0] == os.pardir:
+        raise ValueError(f"{at}: {errors.printable(name)!r} lies outside {folder}: put the list above its files, or give "
+                         f"--allow-outside where you trust it")
+    return path
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of a text file, without blanks at its ends, CR and empty lines."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:

@@ -26,7 +26,7 @@ import numpy as np
 from engine import errors
 from media.captions import Caption, seconds
 from sources import index, layouts
-from sources.files import LINKED, TYPES, Files, columns, counted, lines, suffix
+from sources.files import LINKED, TYPES, Files, columns, counted, lines, suffix, within
 from sources.index import Index, Row
 
 TRAIN, TEST = ("train", "training"), ("val", "valid", "validate", "validation", "test", "testing", "eval")
@@ -221,12 +221,8 @@ def table(files: Files, paths: list[Path], column: str, outside: bool = False) -
     kept = array("Q"), array("Q"), array("i"), array("b"), array("i")       # of each row: file, part, class, side, line
     read = lambda: ((path, *entry) for path, name in zip(paths, label, strict=True) for entry in entries(path, name))
     for path, at, name, start, end, what, side in read():
-        inside = os.path.relpath(os.path.join(root, name), root)
-        if inside.split(os.sep)[0] == os.pardir:                            # paths of an index lie below its root
-            above = Path(os.path.commonpath([above, os.path.normpath(os.path.join(root, name))]))
-            if not outside:
-                raise ValueError(f"{path}:{at}: {name!r} lies outside {path.parent}: put the list above its files, or give "
-                                 f"--allow-outside where you trust it")
+        # paths of an index lie below its root
+        above = Path(os.path.commonpath([above, within(f"{path}:{at}", root, name, outside)]))
         number = -1 if captioned else numbers.setdefault(what, len(numbers))
         test = side in TEST if side else len(paths) == 2 and path == paths[1]
         for values, value in zip(kept, (key(name), key(name, start, end), number, test, at), strict=True):

@@ -9,7 +9,6 @@ To add one, write a function here, name it in `KINDS`, and let `kind` know the f
 `problems`, to which it adds a line for what it passes over, and one for what is missing.
 """
 
-import codecs
 import functools
 import json
 import math
@@ -87,17 +86,18 @@ def kind(path: Path) -> str:
     return "audioset" if any(map(SEGMENTS.fullmatch, names)) else "folder"
 
 
-def list_files(kind: str, root: Path, folder: Path, problems: Path, language: str = "") -> None:
-    """Makes the index `folder` of a source, and of what is wrong with it the file `problems`, told on stderr.
+def list_files(kind: str, root: Path, folder: Path, problems: Path, language: str = "") -> index.Index:
+    """Makes the index `folder` of a source and opens it; what is wrong with it goes to the file `problems` and to stderr.
 
     `language`: of the captions to take where a video has several.
     """
     if kind == "shards":
         index.point(folder, root / "index")
-        return
+        return index.Index(folder)
     found: list[str] = []
-    index.write(folder, root, counted(KINDS[kind](root, found, language), f"reading {root}", " videos"))
+    rows = index.write(folder, root, counted(KINDS[kind](root, found, language), f"reading {root}", " videos"))
     errors.report(found, problems)
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,14 +150,12 @@ def howto100m(root: Path, problems: list[str], _language: str = "") -> Iterator[
     files, videos, to_dot, tables, seen = Files(root, problems), {}, {}, {}, set()        # id -> path below root
     for path in files.every:
         key = stem(path)
-        if suffix(path) in VIDEOS:
+        if suffix(path) == ".csv" and not key.lower().startswith("howto100m"):          # those are its lists of videos
+            tables.setdefault(key, path)
+        elif suffix(path) in VIDEOS:
             if videos.setdefault(key, path) != path:
                 files.sums.add("videos have the id of another and are passed over", path)
-            elif "." in key:
-                to_dot.setdefault(key.partition(".")[0], path)
-        elif suffix(path) == ".csv" and not key.lower().startswith("howto100m"):        # its lists of videos
-            tables.setdefault(key, path)
-
+            to_dot.setdefault(key.partition(".")[0], path)
     file = next((Path(root, name) for name in CAPTIONS if Path(root, name).is_file()), None)
     for key, found in members(file) if file else tables.items():
         # Official: an id ends at the first dot of the name (MIL-NCE, video_loader.py); ours are the whole names, too
@@ -181,12 +179,11 @@ def howto100m(root: Path, problems: list[str], _language: str = "") -> Iterator[
 def members(file: Path, size: int = 1 << 20) -> Iterator[tuple[str, Any]]:
     """The members (key, value) of the one object that a JSON file of any length holds, with one at a time in memory.
 
-    `size` bytes are read at once, or more for a longer member. ValueError, with the place, where the file breaks off.
+    `size` characters are read at once, or more for a longer member. ValueError, with the place, where the file breaks off.
     """
     decode = json.JSONDecoder().raw_decode                              # (text, place) -> (value, place behind it)
     text, begin, passed, edge = "", 0, 0, OPENING                       # an edge and a member begin at text[begin]
-    utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")     # keeps wrong bytes, so that places are right
-    with file.open("rb") as stream:
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:   # so that places are right
         while True:
             try:
                 at = edge.match(text, begin).end()
@@ -202,7 +199,7 @@ def members(file: Path, size: int = 1 << 20) -> Iterator[tuple[str, Any]]:
                 if not more or len(text) > captions.MAX_BYTES:
                     raise ValueError(f"{file} breaks off or is no JSON object after byte {passed}: get it again, or "
                                      "move it away to train without its captions") from None
-                text += utf8.decode(more)
+                text += more
             else:
                 yield key, value
                 begin, edge = at, COMMA

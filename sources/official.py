@@ -46,15 +46,13 @@ def load(text: str, out: Path, problems: list[str], part: int = 1, outside: bool
     `outside`: a csv may name files that do not lie below its folder. ValueError, with the remedy, for all that cannot be.
     """
     name, path, column = parse(text)
-    kind = KINDS.get(name, KINDS["folder"])
+    kind = KINDS[name]
     files = Files(path.parent if path.is_file() else path, problems, kind.where)
     if not 1 <= part <= kind.parts:
         raise ValueError(f"there is no split or fold {part} of {text}: {name} has "
                          f"{f'1 to {kind.parts}' if kind.parts > 1 else 'only one'}")
-    if name == "csv":
-        found = table(files, [path] if path.is_file() else lists(path), column, outside)
-    else:
-        found = kind.find(files, part)
+    found = (table(files, [path] if path.is_file() else lists(path), column, outside) if name == "csv"
+             else kind.find(files, part))
     if kind.classes and len(found.classes) not in kind.classes:
         problems.append(f"{path}: the lists name {len(found.classes)} classes, not {' or '.join(map(str, kind.classes))}")
     own = path.resolve().stem if name in ("folder", "csv") else name
@@ -68,7 +66,7 @@ def load(text: str, out: Path, problems: list[str], part: int = 1, outside: bool
 
 def parts(text: str) -> int:
     """How many official splits or folds a source has: 3, 5, or 1."""
-    return KINDS.get(parse(text)[0], KINDS["folder"]).parts
+    return KINDS[parse(text)[0]].parts
 
 
 def same(one: str, other: str) -> bool:
@@ -82,7 +80,7 @@ def same(one: str, other: str) -> bool:
 
 def parse(text: str) -> tuple[str, Path, str]:
     """"[KIND=]PATH" -> (kind, path, column of a csv or ""); ValueError for an unknown kind or a path that is not there"""
-    name, rest = layouts.parse(text, (*KINDS, "csv"))
+    name, rest = layouts.parse(text, KINDS)
     path, column = Path(rest), ""
     if not path.exists() and ":" in rest:
         rest, _, column = rest.rpartition(":")
@@ -311,4 +309,5 @@ KINDS = {
                      "github.com/cvdfoundation/kinetics-dataset (annotations)", classes=(400, 600, 700)),
     "imagenet": Kind(imagenet, classes=(1000,)),
     "folder": Kind(folder),
+    "csv": Kind(table),
 }

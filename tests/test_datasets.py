@@ -285,17 +285,17 @@ def test_what_is_no_json_object_is_refused_in_one_line(tmp_path, text):
 
 
 def test_a_broken_json_is_not_read_to_its_end(monkeypatch):
-    class Stream(io.BytesIO):
+    class Stream(io.StringIO):
         taken = 0
 
         def read(self, size):
             self.taken += size
             return super().read(size)
 
-    stream = Stream(b'{"a": nonsense' + b" " * 100_000)
+    stream = Stream('{"a": nonsense' + " " * 100_000)
     monkeypatch.setattr("media.captions.MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="after byte 0"):
-        next(members(SimpleNamespace(open=lambda mode: stream), size=10))
+        next(members(SimpleNamespace(open=lambda **_: stream), size=10))
     assert 1000 < stream.taken < 5000
 
 

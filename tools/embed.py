@@ -31,7 +31,7 @@ from engine.run import check_zip, lock, write_whole
 from engine.workers import map_isolated
 from media import Media, Unreadable
 from sources import index
-from sources.files import TYPES, Files
+from sources.files import TYPES, Files, lines
 from sources.index import Row, starts, windows
 
 SPACES = {"video": ("vt", "va"), "image": ("vt", "va"), "audio": ("va",), "text": ("vt",)}  # the first is taken unasked
@@ -215,7 +215,7 @@ def contents(wanted: Wanted, fps: float, timeout: float) -> tuple[str, Path, lis
     """-> (kind, the folder that the rows lie in, rows, their ids in order, problems); fps, timeout: as of `moments`"""
     source, kind, problems = wanted.source, wanted.kind, []
     if source.is_file() and source.suffix.lower() not in TYPES:
-        texts = [line.strip() for line in source.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+        texts = [line for _, line in lines(source)]
         if not texts or kind not in (None, "text"):
             raise ValueError(f"{source} holds no sentence" if not texts else f"--kind {kind}: {source} is a text file")
         return "text", source.parent, [Row("", 0.0, math.inf, [])] * len(texts), texts, problems

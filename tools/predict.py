@@ -12,7 +12,7 @@ import data
 import vatt
 from engine.errors import fail, plural, printable
 from sources import index
-from sources.files import TYPES, columns, lines
+from sources.files import TYPES, columns, lines, within
 from sources.index import Row
 from tools import embed, tables
 
@@ -94,11 +94,6 @@ def listed(path: Path, outside: bool) -> tuple[Path, list[str], list[str]]:
     """A path a line, or the column `path` of a csv -> (a folder, paths below it, paths as they are written)"""
     names = [row["path"] for _, row in columns(path, "path")] if path.suffix.lower() == ".csv" else [
         line for _, line in lines(path)]
-    here = os.path.abspath(path.parent)
-    whole = [os.path.normpath(os.path.join(here, name)) for name in names]
-    away = [name for name, at in zip(names, whole, strict=True) if os.path.relpath(at, here).startswith(os.pardir)]
-    if away and not outside:
-        raise ValueError(f"{path}: {printable(away[0])!r} lies outside {path.parent}: put the list above its files, or give "
-                         f"--allow-outside where you trust it")
-    root = os.path.commonpath([here, *map(os.path.dirname, whole)])
+    whole = [within(str(path), path.parent, name, outside) for name in names]
+    root = os.path.commonpath([os.path.abspath(path.parent), *map(os.path.dirname, whole)])
     return Path(root), [os.path.relpath(at, root) for at in whole], names

@@ -14,7 +14,7 @@ import vatt
 from engine import loading
 from engine.errors import TooManyBad, fail, printable, user_errors
 from engine.sampling import Sampler
-from sources import check, index, layouts, pack
+from sources import check, layouts, pack
 from tools.figures import pyplot
 
 COLUMNS = 8             # frames of a clip
@@ -40,9 +40,7 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.out.parent.is_dir():
         p.error(f"there is no folder for {args.out}")
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
-        kind, root = layouts.parse_source(args.path)
-        layouts.list_files(kind, root, Path(scratch) / "index", Path(scratch) / "problems")
-        rows = index.Index(Path(scratch) / "index")
+        rows = layouts.list_files(*layouts.parse_source(args.path), Path(scratch) / "index", Path(scratch) / "problems")
         spec, words = of_run(args.run) if args.run else (data.ClipSpec(noise=0.01), None)
         if not (plt := pyplot()):
             raise ValueError("show needs matplotlib: pip install matplotlib")
