@@ -319,7 +319,7 @@ def listed(s: argparse.Namespace, run: Run, processes: Processes) -> Labelled:
         saved = run.read_config()["settings"] if run.began else {"files": s.files}
         if saved.get("files", s.files) != s.files:
             problems.append(f"{s.data}: files, labels or times changed since the run began; it goes on with those of now")
-        moved = saved.get("files") == s.files or official.same(saved.get("data") or "", s.data)
+        moved = saved.get("files") == s.files or os.path.realpath(saved.get("data") or "") == os.path.realpath(s.data)
         run.begin(vars(s), arguments.MAY_DIFFER | {"files"} | ({"data"} if moved else set()))
         report(list(map(printable, problems)), run.out / "problems.txt")
     processes.agree({"the checksum of --data": [zlib.crc32(rows.data["hashes"]) for rows in (found.train, found.test)]})

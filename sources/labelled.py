@@ -53,8 +53,10 @@ class Labelled(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a data set's function finds. Rows: (what is listed, path below the root or None, start, end, target), the last one
-    the number of its class, those of its classes, or its caption where there are no `classes`."""
+    """What a data set's function finds. Rows: (what is listed, path below the root or None, start, end, target).
+
+    The target is the number of a class, a tuple of those, or a caption where there are no `classes`.
+    """
 
     classes: list[str]
     train: Iterable[tuple]
@@ -79,7 +81,7 @@ def write(found: Found, files: Files, out: Path, name: str, kind: str = "", mult
     for side, rows in (("train", found.train), ("test", found.test)):
         before = len(missing)
         shutil.rmtree(out / side, ignore_errors=True)
-        sides.append(index.write(out / side, files.root, counted(there(rows), f"listing {files.root}", " rows"), least=0))
+        sides.append(index.write(out / side, files.root, counted(there(rows), f"reading {files.root}", " rows"), least=0))
         counts.append(len(sides[-1]) + len(missing) - before)
     files.sums.tell(files.problems, files.root)
     most = max(seen, key=seen.get, default="")

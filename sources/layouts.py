@@ -33,6 +33,7 @@ UNREAD = ("texts beside videos are of a kind that is not read: pictures of lette
           "converts some kinds)")
 INSIDE = ("videos that have no captions beside them hold some inside, which are not read (ffmpeg -i VIDEO -map 0:s:0 "
           "VIDEO.srt takes them out)")
+ALONE = "files named by an id alone are hardly longer than their segments, and are taken for them"
 CAPTIONS = ("caption.json", "raw_caption.json", "raw_caption_superclean.json")      # the first that is there
 LOOK_INSIDE = 32                                                        # videos without captions that are opened
 SEGMENTS = re.compile(r".*_segments\.csv", re.IGNORECASE)
@@ -74,11 +75,8 @@ def parse_source(text: str) -> tuple[str, Path]:
 
 
 def kind(path: Path) -> str:
-    """The layout of a folder, a key of KINDS, by what lies directly in it. ValueError where it cannot be listed."""
-    try:
-        names = os.listdir(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be listed ({error.strerror}): name a folder you may read") from None
+    """The layout of a folder, a key of KINDS, by what lies directly in it."""
+    names = os.listdir(path)
     if "index" in names and any(re.fullmatch(r"shard-[0-9]+\.tar", name) for name in names):
         return "shards"
     if any(name in CAPTIONS for name in names):
@@ -215,15 +213,15 @@ def audioset(root: Path, problems: list[str], _language: str = "") -> Iterator[R
     whole, without one the row is the segment's part of it. ValueError where there is no list.
     """
     files = Files(root, problems)
-    lists = [path for path in files.every if SEGMENTS.fullmatch(os.path.basename(path))]
+    lists = files.lists(SEGMENTS.pattern)
     if not lists:
         raise ValueError(f"{root} holds no *_segments.csv: put AudioSet's lists there, or write --data folder={root}")
     videos = [path for path in files.every if suffix(path) in VIDEOS]
     for path in (path for path in videos if not CUT.fullmatch(stem(path))):
         files.sums.add("videos are not named [Y]<id>[_<start>[_<end>]]", path)
-    cuts = Cuts(root, videos, files.sums)
-    for name in [name for name in lists if not os.path.basename(name).lower().startswith("eval")] or lists:
-        for youtube, start, end, _ in segments(Path(root, name), problems):
+    cuts = Cuts(files, videos)
+    for file in [file for file in lists if not file.name.lower().startswith("eval")] or lists:
+        for youtube, start, end, _ in segments(file, problems):
             path, start, end = cuts.find(youtube, start, end)
             if path:
                 yield Row(path, start, end, [])
@@ -239,8 +237,8 @@ class Cuts:
     longer, as common downloaders cut it; else it is the whole video. Of a damaged file and its replacement, the latter counts.
     """
 
-    def __init__(self, root: Path, paths: Iterable[str], sums: "Sums"):
-        self.root, self.paths, self.sums = root, {}, sums
+    def __init__(self, files: Files, paths: Iterable[str]):
+        self.files, self.paths = files, {}
         for path in paths:
             if cut := CUT.fullmatch(stem(path)):
                 youtube, start = cut.groups()
@@ -251,20 +249,18 @@ class Cuts:
     @functools.cached_property
     def durations(self) -> dict[str, float]:
         """Seconds of the files that are named by an id alone; NaN where they cannot be read."""
-        tasks = [(str(self.root / path), path) for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
+        tasks = [(str(self.files.root / path), path) for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
         found = counted(map_isolated(look, tasks, min(os.cpu_count() or 1, 16), 60), "lengths", " files", len(tasks))
         return {path: math.nan if isinstance(length, Failed) else length[0] for (_, path), length in found}
 
     def find(self, youtube: str, start: float, end: float) -> tuple[str | None, float, float]:
         """Path of a segment's file, None where there is none, and from when to when in it the segment lies."""
         cut = self.paths.get(f"{youtube}_{start:.3f}") or self.paths.get(f"{youtube}_{1000 * start:.3f}")
-        if cut:
-            return cut, 0.0, math.inf
         whole = self.paths.get(youtube)
-        if whole and start > 0 and self.durations[whole] <= 1.1 * (end - start) + 1:
-            self.sums.add("files named by an id alone are hardly longer than their segments, and are taken for them", whole)
-            return whole, 0.0, math.inf
-        return whole, start, end
+        if not cut and whole and start > 0 and self.durations[whole] <= 1.1 * (end - start) + 1:
+            self.files.sums.add(ALONE, whole)
+            cut = whole
+        return (cut, 0.0, math.inf) if cut else (whole, start, end)
 
 
 def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, float, list[str]]]:

@@ -69,15 +69,6 @@ def parts(text: str) -> int:
     return KINDS[parse(text)[0]].parts
 
 
-def same(one: str, other: str) -> bool:
-    """Whether two sources "[KIND=]PATH" are one, however they are written."""
-    try:
-        (kind, path, column), (another, place, name) = parse(one), parse(other)
-    except ValueError:
-        return False
-    return (kind, path.resolve(), column) == (another, place.resolve(), name)
-
-
 def parse(text: str) -> tuple[str, Path, str]:
     """"[KIND=]PATH" -> (kind, path, column of a csv or ""); ValueError for an unknown kind or a path that is not there"""
     name, rest = layouts.parse(text, KINDS)
@@ -103,11 +94,8 @@ def parse(text: str) -> tuple[str, Path, str]:
 
 def detect(root: Path) -> str:
     """The kind of a folder by the lists in it, or in a folder of lists in it; "folder" where there are none"""
-    try:
-        folders = [root, *(entry.path for entry in os.scandir(root) if entry.is_dir() and ANNOTATIONS.fullmatch(entry.name))]
-        found = [Path(inside, name) for inside in folders for name in os.listdir(inside)]
-    except OSError as error:
-        raise ValueError(f"{root} cannot be listed ({error.strerror}): name a folder you may read") from None
+    folders = [root, *(entry.path for entry in os.scandir(root) if entry.is_dir() and ANNOTATIONS.fullmatch(entry.name))]
+    found = [Path(inside, name) for inside in folders for name in os.listdir(inside)]
     for name, kind in KINDS.items():
         for path in found:
             if re.fullmatch(kind.lists, path.name, re.IGNORECASE) and path.is_file() and (
@@ -175,7 +163,7 @@ def kinetics(files: Files, part: int) -> Found:
         wanted = ("label", "youtube_id", "time_start", "time_end")
         sides.append([(f"{path}:{at}", row) for at, row in columns(path, *wanted)] if path else [])
     classes = sorted({row["label"] for _, row in sides[0] or sides[1]})
-    number, cuts = {name: i for i, name in enumerate(classes)}, layouts.Cuts(files.root, files.media, files.sums)
+    number, cuts = {name: i for i, name in enumerate(classes)}, layouts.Cuts(files, files.media)
 
     def rows(side):
         for at, row in side:
@@ -236,16 +224,15 @@ def audioset(files: Files, part: int) -> Found:
     """AudioSet: class_labels_indices.csv; eval_segments.csv is the test, every other *_segments.csv the training."""
     listed = [row for _, row in columns(files.one("class_labels_indices.csv"), "index", "mid", "display_name")]
     number = {row["mid"]: i for i, row in enumerate(listed)}        # names hold commas, the mid is the key
-    lists, cuts = files.lists(KINDS["audioset"].lists), layouts.Cuts(files.root, files.media, files.sums)
+    lists, cuts = files.lists(KINDS["audioset"].lists), layouts.Cuts(files, files.media)
     if not lists:
         raise ValueError(f"{files.root} holds no *_segments.csv: get eval_segments.csv and the others from {files.where}")
 
     def rows(test):
-        for path in lists:
-            if path.name.lower().startswith("eval") == test:
-                for youtube, start, end, mids in layouts.segments(path, files.problems):
-                    targets = {known(number, mid, f"{path}: {youtube}", "class_labels_indices.csv") for mid in mids}
-                    yield f"{youtube} {start:g}-{end:g} s", *cuts.find(youtube, start, end), tuple(sorted(targets))
+        for path in (path for path in lists if path.name.lower().startswith("eval") == test):
+            for youtube, start, end, mids in layouts.segments(path, files.problems):
+                targets = {known(number, mid, f"{path}: {youtube}", "class_labels_indices.csv") for mid in mids}
+                yield f"{youtube} {start:g}-{end:g} s", *cuts.find(youtube, start, end), tuple(sorted(targets))
 
     return Found([row["display_name"] for row in listed], rows(False), rows(True))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from media.captions import Caption
-from sources import official
+from sources import layouts, official
 from sources.labelled import fifth
 
 
@@ -224,3 +224,13 @@ def test_a_large_list_takes_a_few_times_its_own_bytes_and_one_of_too_many_classe
     monkeypatch.setattr("sources.labelled.MOST", 5)
     with pytest.raises(ValueError, match=r"labels.csv:7: more than 5 classes"):
         load(str(tmp_path), [])
+
+
+def test_a_listing_says_how_far_it_is_also_in_a_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sources.files.PAUSE", (0, 0))
+    put(tmp_path, "train/a/0.mp4", "val/a/1.mp4")
+    load(str(tmp_path), [])
+    layouts.list_files("howto100m", tmp_path, tmp_path / "index", tmp_path / "problems")
+    said = capsys.readouterr().err
+    for what in (f"listing {tmp_path}: 5 folders", f"reading {tmp_path}: 1 rows", f"reading {tmp_path}: 2 videos"):
+        assert what in said, said
