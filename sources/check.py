@@ -44,9 +44,10 @@ def run(_, args: argparse.Namespace) -> None:
     with user_errors(f"stopped; what was found is in {args.out}"), tempfile.TemporaryDirectory() as scratch:
         index = layouts.list_files(*layouts.parse_source(args.path), Path(scratch) / "index", problems)
         tasks = ((index.folder, i, args.whole) for i in range(len(index)))
-        bar = tqdm(total=len(index), unit="clip", mininterval=0.5 if sys.stderr.isatty() else 60)
-        with closing(map_isolated(examine, tasks, args.workers, args.timeout)) as examined, bar:
-            reasons = write_broken(args.out, broken(index, examined, bar, inside))
+        pause = 0.5 if sys.stderr.isatty() else 60
+        with (closing(map_isolated(examine, tasks, args.workers, args.timeout)) as examined,
+              tqdm(examined, total=len(index), unit="clip", mininterval=pause) as bar):
+            reasons = write_broken(args.out, broken(index, bar, inside))
     print(f"{len(index)} clips read, {sum(reasons.values())} broken{f': {args.out}' if reasons else ''}")
     print(captions([index]))
     if inside:
@@ -57,10 +58,9 @@ def run(_, args: argparse.Namespace) -> None:
     sys.exit(3 if reasons else 0)
 
 
-def broken(index: Index, examined: Iterable[tuple], bar: tqdm, inside: list[str]) -> Iterator[tuple]:
+def broken(index: Index, examined: Iterable[tuple], inside: list[str]) -> Iterator[tuple]:
     """(name, start, end, reason) of the clips that cannot be read; those that hold captions inside are added to `inside`."""
     for (_, i, _), found in examined:
-        bar.update()
         if found == INSIDE:
             inside.append(index.name(i))
         elif found is not None:
