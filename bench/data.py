@@ -6,7 +6,7 @@ are seconds of CPU, threads of every library included, so the figures are of one
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import io
 import math
 import os
@@ -220,13 +220,10 @@ def cut(frames: torch.Tensor, box: tuple, s: data.ClipSpec) -> np.ndarray:
 
 def clips(videos: dict[str, Path], s: data.ClipSpec, rounds: int, _workers: int) -> list[dict]:
     """32 frames at 10 fps, a random part of them at 224 x 224, and their waveform, of videos of 10 s"""
-    rows, contenders = [], {"ours": ours, "floor": floor}
-    for name, (module, contender) in PEERS.items():
-        try:
-            importlib.import_module(module)
-            contenders[name] = contender
-        except Exception as error:  # a library of the system that is missing shows itself as anything
-            print(f"{name} is left out: {first_line(error)}")
+    there = {name: contender for name, (module, contender) in PEERS.items() if importlib.util.find_spec(module)}
+    if missing := sorted(PEERS.keys() - there):
+        print(f"left out, since not installed: {', '.join(missing)}")
+    rows, contenders = [], {"ours": ours, "floor": floor, **there}
     for title, path in videos.items():
         with Media(path) as media:
             width, height, last = media.width, media.height, media.duration - s.seconds

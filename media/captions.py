@@ -19,7 +19,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -44,6 +44,7 @@ ATTRIBUTE = re.compile(r"\b(begin|end|dur|tickRate)\s*=\s*[\"']([^\"']*)[\"']")
 TAG = re.compile(r"</?(?:b|c|i|u|s|v|rt|ruby|lang|font|span)(?:[\s.][^<>]*)?>|<[0-9:.]+>|\{\\k[^{}]*\}", re.IGNORECASE)
 STYLE = re.compile(r"\{\\(?!k)[^{}]*\}|\\[Nnh]")                                   # of .ass, also within .srt: between words
 HALF = re.compile(r"\S*\ufffd\S*")                                               # a word that could not be read
+Rows = Iterator[tuple[int, Any, Any, Any]]  # (line, start, end, text), each of anything
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -93,7 +94,7 @@ def encoding(data: bytes) -> str:
     return "utf-8-sig"
 
 
-def sift(rows: Iterable[tuple[int, Any, Any, Any]], name: object, problems: list[str]) -> list[Caption]:
+def sift(rows: Rows, name: object, problems: list[str]) -> list[Caption]:
     """Rows (line, start, end, text) of anything to sorted, merged captions; every row dropped or cut is told as of `name`."""
     cues, told, line = [], [], 1
     try:
@@ -171,7 +172,7 @@ def nearest(times: Sequence[tuple[float, float]], start: float, end: float, k: i
 # ---------------------------------------------------------------------------------------------------------------------
 # Files to rows (line, start, end, text)
 
-def blocks(text: str, arrow: re.Pattern = ARROW) -> Iterator[tuple[int, Any, Any, str]]:
+def blocks(text: str, arrow: re.Pattern = ARROW) -> Rows:
     """.srt, .vtt and .sbv: a line with an arrow begins a cue, an empty line ends it; the line before an arrow is its name.
 
     Blank is not empty: recognisers' cues begin with a line of one blank. Words outside a cue have no time (None).
@@ -196,7 +197,7 @@ def blocks(text: str, arrow: re.Pattern = ARROW) -> Iterator[tuple[int, Any, Any
             outside.append(line)
 
 
-def table(text: str, delimiter: str = ",") -> Iterator[tuple[int, Any, Any, Any]]:
+def table(text: str, delimiter: str = ",") -> Rows:
     """.csv: rows below a header that has start, end and text among its columns; ValueError for another header."""
     csv.field_size_limit(MAX_BYTES)                      # Python's own limit of 128 kB would raise
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
@@ -207,13 +208,13 @@ def table(text: str, delimiter: str = ",") -> Iterator[tuple[int, Any, Any, Any]
         yield reader.line_num, row["start"], row["end"], row["text"]
 
 
-def milliseconds(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+def milliseconds(text: str) -> Rows:
     """.tsv: the same, with tabs; times are whole milliseconds, as Whisper writes them, or seconds with a point."""
     for line, start, end, said in table(text, "\t"):
         yield line, *(int(time) / 1000 if time and time.isdecimal() else time for time in (start, end)), said
 
 
-def dialogues(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+def dialogues(text: str) -> Rows:
     """.ass and .ssa: lines "Dialogue:" with the fields that the last line "Format:" names; no drawings."""
     names = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -226,7 +227,7 @@ def dialogues(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
                 yield number, fields.get("start"), fields.get("end"), re.sub(r"\{(?!\\)[^{}]*\}", "", said)
 
 
-def lyrics(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+def lyrics(text: str) -> Rows:
     """.lrc: lines "[mm:ss.xx] text", each up to the next one's time, the last for five seconds."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -239,32 +240,30 @@ def lyrics(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
             yield number, start, end, said
 
 
-def elements(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+def elements(text: str) -> Rows:
     """.ttml: elements <p begin="." end="."> or with dur for end; what is inside of them, without its elements."""
     head, *parts = re.split(r"<(?:\w+:)?p\b", text)
-    rate = dict(ATTRIBUTE.findall(head)).get("tickRate") or 1e7
+    rate = seconds(dict(ATTRIBUTE.findall(head)).get("tickRate", 1e7)) or 1e7
+    units = {"h": 3600, "m": 60, "s": 1, "ms": 0.001, "t": 1 / rate}
 
-    def time(value: str | None) -> float:
-        if offset := OFFSET.fullmatch(value or ""):
-            unit = {"h": 3600, "m": 60, "s": 1, "ms": 0.001, "t": 1 / float(rate)}[offset[2]]
-            return seconds(offset[1]) * unit
-        return seconds(value)
+    def time(value: str) -> float:
+        offset = OFFSET.fullmatch(value)
+        return seconds(offset[1]) * units[offset[2]] if offset else seconds(value)
 
     for number, part in enumerate(parts, 1):
         inside, _, said = part.partition(">")
         said = re.split(r"</(?:\w+:)?p\s*>", said, maxsplit=1)[0]
-        times = dict(ATTRIBUTE.findall(inside))
-        start = time(times.get("begin"))
-        end = time(times["end"]) if "end" in times else start + time(times.get("dur"))
-        yield number, start, end, re.sub(r"<[^<>]*>", " ", said)
+        times = {name: time(value) for name, value in ATTRIBUTE.findall(inside)}
+        start = times.get("begin", math.nan)
+        yield number, start, times.get("end", start + times.get("dur", math.nan)), re.sub(r"<[^<>]*>", " ", said)
 
 
-def objects(text: str) -> Iterator[tuple[int, Any, Any, Any]]:
+def objects(text: str) -> Rows:
     """.json: what `entries` makes of the whole file; ValueError where it is not JSON."""
     yield from entries(json.loads(text))
 
 
-def entries(parsed: Any) -> Iterator[tuple[int, Any, Any, Any]]:
+def entries(parsed: Any) -> Rows:
     """A parsed {"start": [..], "end": [..], "text": [..]}, as in HowTo100M, or list of entries, also as a member of an object.
 
     ValueError for another form.

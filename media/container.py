@@ -190,7 +190,7 @@ class Container(Closing):
         return len(self.streams[self.main].index_entries) > 1 or (self.format not in ("avi", "flv") and bool(self._av.duration))
 
     @property
-    def _survey(self) -> tuple[float, list[Part], list[tuple[float, int]]]:
+    def _survey(self):
         return survey(self.source, self._version)
 
     @property
@@ -202,30 +202,30 @@ class Container(Closing):
         """Read all packets, or the last ones alone: end of the main stream, parts, (time, byte) of key frames."""
         self.open()
         self.allow()
-        main, start, parts, keys, at, byte = self.main, self._origin, [Part()], [], {}, 0
+        main, start, parts, current, keys, byte = self.main, self._origin, [Part()], {}, [], 0
         if at_end and not (self._av.duration and self._seek_time(main, self._av.duration / av.time_base)):
             return 0.0, [], []
         for packet in self.demux(*self.streams.values()):
             kind, byte = packet.stream.type, byte if packet.pos is None else packet.pos
-            unit = self.unit(kind)
-            t = parts[at.get(kind, 0)].end.get(kind, start) if packet.pts is None else packet.pts * unit
-            if kind in at and not parts[at[kind]].holds(kind, t):
-                at[kind] = next((k for k in range(len(parts) - 1, at[kind], -1) if parts[k].holds(kind, t)), len(parts))
-                if at[kind] == len(parts):
-                    parts.append(Part())
-            k, length = at.setdefault(kind, 0), (packet.duration or 0) * unit
+            unit, part = self.unit(kind), current.get(kind, parts[0])
+            t = part.end.get(kind, start) if packet.pts is None else packet.pts * unit
+            if kind in current and not part.holds(kind, t):
+                part = next((later for later in reversed(parts[parts.index(part) + 1:]) if later.holds(kind, t)), None)
+                if part is None:
+                    parts.append(part := Part())
+            current[kind] = part
+            length = (packet.duration or 0) * unit
             if kind == "video" and length < 1 / 240:  # none, or a tick of the clock
                 length = 1 / self.rate()
-            part = parts[k]
             part.byte.setdefault(kind, byte)
             part.first[kind], part.end[kind] = min(part.first.get(kind, t), t), max(part.end.get(kind, t), t + length)
             if kind == main and packet.is_keyframe and packet.pos is not None:
-                keys.append((t, byte, k))
+                keys.append((t, byte, part))
         for before, part in pairwise(parts):
             kind = main if main in before.end and main in part.first else next(iter(part.first))
             part.shift = before.shift + before.end.get(kind, max(before.end.values())) - part.first[kind]
         end = max((part.end[main] + part.shift for part in parts if main in part.end), default=start) - start
-        return end, parts, [(t + parts[k].shift - start, byte) for t, byte, k in keys]
+        return end, parts, [(t + part.shift - start, byte) for t, byte, part in keys]
 
     def goes_on(self) -> bool:
         """Whether another file begins where FFmpeg, in what it has read so far, has come to its end of this one"""
@@ -366,14 +366,14 @@ def holds_several(path: str, begin: int, end: int, kind: str, _version: tuple) -
             file.seek(begin)
             head = file.read(16)
             if kind == "mov":
-                length = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
-                heads.append(head[4:8])
+                name, length = head[4:8], int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
             else:
-                length = 8 + int.from_bytes(head[4:8], "little")
-                heads.append(head[:4] + head[8:12])
+                name, length = head[:4] + head[8:12], 8 + int.from_bytes(head[4:8], "little")
+                length += length % 2
+            heads.append(name)
             if length < 8:  # to the end of the file, or damage
                 break
-            begin += length + (length % 2 if kind != "mov" else 0)
+            begin += length
     return any(heads.count(name) > 1 for name in (b"moov", b"RIFFAVI ", b"RIFFWAVE"))
 
 

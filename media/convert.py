@@ -85,7 +85,7 @@ def _turn(frame) -> tuple[tuple, bool]:
 
 
 def assemble(blocks: Iterator[tuple[float, av.AudioFrame]], start: float, samples: int, rate: int, unit: float,
-             uneven: bool = False) -> np.ndarray | None:
+             uneven: bool) -> np.ndarray | None:
     """Blocks (seconds, samples) in their places: the audio at `rate` Hz from `start` on, (samples,) float32 in [-1, 1].
 
     0 where there is none; None where no block holds any. `unit`, `uneven`: see `_runs`.

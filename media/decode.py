@@ -15,7 +15,7 @@ import math
 import os
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property, partial
 from itertools import chain
@@ -32,7 +32,7 @@ APART = 10.0               # seconds between two clips from which on it is cheap
 # Codecs whose frames say whether others are made from them. (Those of HEVC say it only for frames of their own layer.)
 SKIPPABLE = {"h264", "mpeg1video", "mpeg2video", "mpeg4"}
 UNTIMED = {"avi", "mpeg"}  # no times of display; wrong ones after a seek
-MAX_HELD = 1e8             # bytes of packets that wait for it to be known which of them are asked for
+MAX_HELD = 100             # packets that wait for it to be known which of them are asked for
 
 
 class Doubt(Exception):
@@ -132,10 +132,8 @@ class Media(Closing):
 
     def frames(self, start: float, fps: float, size: SizeOf) -> Iterator[np.ndarray]:
         """All frames shown at start + i / fps, whole, (H, W, 3) uint8 each, one after the other to the end of the video."""
-        if not self.has_video:
-            raise Unreadable(self.path, "no video")
-        convert, i = FrameConverter((0, 0, 1, 1), size, self._stretch), 0
-        with self._reading(), self._again() as media:
+        convert, i = self._converter([start], 1, fps, (0, 0, 1, 1), size), 0
+        with self._reading(convert), self._again() as media:
             for time, until, frame in media._shown(start):
                 while start + i / fps < until - EPS:
                     yield convert(time, frame)
@@ -153,20 +151,18 @@ class Media(Closing):
             raise ValueError(f"{self.path!r} has no audio: look at has_audio first")
         if not (0 <= start < math.inf and samples >= 1 and rate >= 1):
             raise ValueError(f"{self.path!r}: audio wants start >= 0, samples >= 1 and rate >= 1")
-        try:
-            if self._samples:
-                return self._assembled(partial(waveform.blocks, self._samples), start, samples, rate)
-        except Exception:  # libsndfile gives up where a file is damaged; FFmpeg passes over that
-            self._samples = None
-        with self._reading():
-            return self._assembled(lambda t: self.file.frames("audio", t, late=PREROLL / 3), start, samples, rate)
-
-    def _assembled(self, blocks: Callable[[float], Iterator], start: float, samples: int, rate: int) -> np.ndarray:
-        """`audio` of the blocks that follow a time"""
         self.file.allow()
         # Ours: silence past the end of the audio (official: it loops, as the frames do).
-        uneven = self.file.streams["audio"].codec_context.name == "vorbis"
-        wave = assemble(blocks(start - PREROLL), start, samples, rate, self.file.unit("audio"), uneven)
+        place = partial(assemble, start=start, samples=samples, rate=rate, unit=self.file.unit("audio"),
+                        uneven=self.file.streams["audio"].codec_context.name == "vorbis")
+        wave = None
+        try:
+            wave = place(waveform.blocks(self._samples, start - PREROLL)) if self._samples else None
+        except Exception:  # libsndfile gives up where a file is damaged; FFmpeg passes over that
+            self._samples = None
+        if wave is None:
+            with self._reading():
+                wave = place(self.file.frames("audio", start - PREROLL, late=PREROLL / 3))
         if wave is None:
             raise Unreadable(self.path, "no audio decodes")
         return wave
@@ -257,14 +253,14 @@ class Media(Closing):
         packets, context = self._from_key(t), self.file.streams["video"].codec_context
         held, order, decoded = deque(), [], -math.inf  # packets to decode; timestamps to show, and of the last to decode
         needed: dict[int, tuple[float, float]] = {}    # timestamp: when that frame is shown
-        last, hidden, size = None, -math.inf, 0
+        last, hidden = None, -math.inf
         try:
             for packet in chain(packets, [None]):
                 if packet is None:
                     decoded = math.inf
                 else:
                     stamps = packet.pts, packet.dts
-                    if stamps[0] is None or stamps[0] in order[-100:] or stamps[0] < max(decoded, stamps[1] or decoded):
+                    if stamps[0] is None or stamps[0] in order[-MAX_HELD:] or stamps[0] < max(decoded, stamps[1] or decoded):
                         raise Doubt
                     if packet.is_discard:
                         hidden = max(hidden, packet.pts)
@@ -273,7 +269,6 @@ class Media(Closing):
                     if order and hidden > order[0]:
                         raise Doubt
                     held.append(packet)
-                    size += packet.size
                     decoded = decoded if packet.dts is None else max(decoded, packet.dts)
                 while held:
                     one, place = held[0], bisect_right(order, held[0].pts)
@@ -283,14 +278,14 @@ class Media(Closing):
                         if interval := self._interval(one, order, place, times):
                             needed[one.pts] = interval
                             last = one.pts if times[-1] < interval[1] - EPS else last
-                    size -= held.popleft().size
+                    held.popleft()
                     context.skip_frame = "DEFAULT" if one.pts in needed else "NONREF"
                     yield from self._decoded(context, one, needed)
                 if last is not None and all(one.pts > last for one in held):
                     break
-                if size > MAX_HELD:
+                if len(held) > MAX_HELD:
                     raise Doubt
-                del order[1:-100]
+                del order[1:-MAX_HELD]
             context.skip_frame = "DEFAULT"
             yield from self._decoded(context, None, needed)
             if needed or last is None:

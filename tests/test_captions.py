@@ -184,6 +184,7 @@ def test_long_text_is_cut_and_long_csv_fields_do_not_raise(tmp_path):
     ("a.json", "{"), ("a.json", ""), ("a.json", "[" * 100_000), ("a.json", "7"), ("a.json", "[1]"),
     ("a.json", '{"a": 1}'),
     ("a.json", '{"start": 1, "end": 2, "text": "x"}'), ("a.json", "[" + "9" * 5000 + "]"),
+    ("a.ttml", '<tt ttp:tickRate="0"><p begin="5t" end="x">a</p></tt>'),
     ("a.txt", SRT), ("a.srt", "no arrow at all"), ("a.vtt", b"\xff\xfe\x00"), ("a.srt", bytes(range(256)) * 9),
 ])
 def test_a_file_that_says_nothing_is_a_problem_and_never_an_exception(tmp_path, name, content):

@@ -77,7 +77,7 @@ def test_a_picture_that_does_not_come_is_looked_for_the_plain_way(tmp_path, monk
             monkeypatch.setattr(Media, "_decoded", harm)
             assert np.array_equal(media.video(0.3, 8, 10), plain)
         monkeypatch.setattr(Media, "_decoded", real)
-        for held in (10, 1e3):
+        for held in (1, 2):
             monkeypatch.setattr(decode, "MAX_HELD", held)
             assert np.array_equal(media.video(0.3, 8, 10), plain)
 
