@@ -70,17 +70,12 @@ class Encoder:
             context = self._video.codec_context
             context.colorspace = context.color_primaries = context.color_trc = BT601
             context.color_range = 1  # 16 to 235
-            self._to_yuv = _to_yuv(width, height, self.fps)
+            # RGB to what H.264 keeps, with a colour space that the file names: swscale's defaults would shift the colours.
+            graph = self._to_yuv = av.filter.Graph()
+            graph.threads = 1
+            given = {"video_size": f"{width}x{height}", "pix_fmt": "rgb24", "time_base": str(1 / self.fps)}
+            scale = "out_color_matrix=bt601:out_range=tv:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
+            graph.link_nodes(graph.add("buffer", **given), graph.add("scale", scale), graph.add("format", "yuv420p"),
+                             graph.add("buffersink")).configure()
         if self.rate:
             self._audio = self._out.add_stream("aac", rate=self.rate, layout=self.layout, options=self.aac)
-
-
-def _to_yuv(width: int, height: int, fps: Fraction) -> av.filter.Graph:
-    """RGB to what H.264 keeps, with a colour space that the file names: swscale's defaults would shift the colours."""
-    graph = av.filter.Graph()
-    graph.threads = 1
-    given = {"video_size": f"{width}x{height}", "pix_fmt": "rgb24", "time_base": str(1 / fps)}
-    scale = "out_color_matrix=bt601:out_range=tv:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
-    graph.link_nodes(graph.add("buffer", **given), graph.add("scale", scale), graph.add("format", "yuv420p"),
-                     graph.add("buffersink")).configure()
-    return graph
