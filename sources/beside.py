@@ -9,7 +9,6 @@
 import os
 import re
 import unicodedata
-from typing import NamedTuple
 
 from media.captions import PARSERS
 
@@ -35,25 +34,9 @@ NUMBER = re.compile(r"[0-9]{1,2}|track[0-9]+|[0-9a-f]{8,}")
 ADDED = re.compile(r"(?:\.f[0-9]+(?:-[0-9a-z]+)?|[ _-]?\[[A-Za-z0-9_-]{11}\])$")
 
 
-class Marks(NamedTuple):
-    """What the name of a caption file says of it."""
-
-    forced: bool
-    language: str                                               # folded, "" where it says none
-    automatic: bool
-    hearing: bool
-
-
-class Beside(NamedTuple):
-    """Of the files of one folder: the caption files of each video by its stem, the best first; and those of none."""
-
-    captions: dict[str, list[str]]
-    unused: list[str]                                           # of no video, or in another language than the wanted one
-    unread: list[str]                                           # kinds that are not read, and texts without times
-
-
-def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
-    """Finds the caption files among `names` that belong to the `videos`, which are names of the same folder.
+def beside(names: list[str], videos: list[str], language: str = "") -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """Of the files `names` of a folder: the caption files of each of its `videos`, by its stem, the best first; those that are
+    of none, or in another language than the wanted one; texts of kinds that are not read, or without times.
 
     Captions of all that is said come before those of what is foreign, then the wanted language (unasked: no mark, English,
     others), then those of people before those of machines, then the kinds in the order of `media.captions.PARSERS`.
@@ -65,11 +48,11 @@ def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
         stem, suffix = os.path.splitext(name)
         kind = suffix.lower()
         if kind in PARSERS:
-            found, said = stems.owners(stem)
-            order = speaks(said, language) if said else None
-            if order is not None:
-                rank = (said.forced, order, said.automatic, said.hearing, list(PARSERS).index(kind), name)
+            found, (forced, spoken, automatic, hearing) = stems.owners(stem)
+            order = speaks(spoken, language)
+            if found and order is not None:
                 for video in found:
+                    rank = (forced, order, automatic, hearing, list(PARSERS).index(kind), name)
                     offers.setdefault(video, []).append(rank)
             elif kind in TIMED:
                 unused.append(name)
@@ -78,7 +61,7 @@ def beside(names: list[str], videos: list[str], language: str = "") -> Beside:
     for name, found, plain in texts:                            # a video's words may stand beside it twice
         if not (found or plain) or any(video not in offers for video in found):
             unread.append(name)
-    return Beside({video: [rank[-1] for rank in sorted(ranks)] for video, ranks in offers.items()}, unused, unread)
+    return {video: [rank[-1] for rank in sorted(ranks)] for video, ranks in offers.items()}, unused, unread
 
 
 class Stems:
@@ -93,7 +76,7 @@ class Stems:
             if ADDED.search(stem):
                 self.added.setdefault(fold(ADDED.sub("", stem)), []).append(stem)
 
-    def owners(self, text: str) -> tuple[list[str], Marks | None]:
+    def owners(self, text: str) -> tuple[list[str], tuple]:
         """The videos of a caption file, whose names are the longest that its own (without suffix) begins with; its marks."""
         for end in (len(text), *(match.start() for match in reversed(list(BREAK.finditer(text))))):
             base, suffix = os.path.splitext(text[:end])
@@ -104,11 +87,12 @@ class Stems:
                     return found, said
                 if fold(name) in self.added:
                     return self.added[fold(name)], said
-        return [], None
+        return [], (False, "", False, False)
 
 
-def marks(rest: str) -> Marks | None:
-    """What stands between a video's name and the suffix of a caption file; None where that is another name's part."""
+def marks(rest: str) -> tuple[bool, str, bool, bool] | None:
+    """(forced, language or "", automatic, for the hard of hearing), as `rest` says, which stands between a video's name and the
+    suffix of a caption file; None where it is another name's part."""
     language, kinds, number = "", set(), False
     for before, token in TOKEN.findall(UUID.sub("", fold(rest))):
         if token in FORCED | AUTOMATIC | HEARING | OTHER:
@@ -125,17 +109,17 @@ def marks(rest: str) -> Marks | None:
             return None
     if number and not (language or kinds):                      # "Talk 2.srt" is not of "Talk.mp4"
         return None
-    return Marks(bool(kinds & FORCED), language, bool(kinds & AUTOMATIC), bool(kinds & HEARING))
+    return (bool(kinds & FORCED), language, bool(kinds & AUTOMATIC), bool(kinds & HEARING))
 
 
-def speaks(marks: Marks, language: str) -> int | None:
-    """How near captions are to the wanted language, 0 the nearest; None where they are in another."""
-    if not language:
-        return 0 if not marks.language else 1 if marks.language == "en" else 2 if marks.language.startswith("en-") else 3
-    if not marks.language:
+def speaks(spoken: str, wanted: str) -> int | None:
+    """How near the language of captions is to the wanted one, 0 the nearest; None where it is another."""
+    if not wanted:
+        return 0 if not spoken else 1 if spoken == "en" else 2 if spoken.startswith("en-") else 3
+    if not spoken:
         return 1
-    language = NAMES.get(fold(language), fold(language).replace("_", "-"))
-    return 0 if f"{marks.language}-".startswith(f"{language}-") else None
+    wanted = NAMES.get(fold(wanted), fold(wanted).replace("_", "-"))
+    return 0 if f"{spoken}-".startswith(f"{wanted}-") else None
 
 
 def fold(name: str) -> str:

@@ -63,7 +63,7 @@ def apart(held: str, root: Path, roots: list[Path]) -> None:
 
 
 def files(root: Path) -> Iterator[str]:
-    """A line "name size" for each video and each text below root, in the order of `layouts.walk`."""
+    """A line "name size" for each video and each text below root, in the order of `walk`."""
     for inside, names in walk(root, []):
         for name in names:
             if suffix(name) in VIDEOS | PARSERS.keys():

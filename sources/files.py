@@ -13,11 +13,9 @@ from tqdm import tqdm
 from engine import errors
 from media.captions import MAX_BYTES
 
-VIDEOS = frozenset((
-    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m2v",
-    ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
-    ".ts", ".vob", ".webm", ".wmv",
-))
+VIDEOS = frozenset((".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc",
+                    ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv",
+                    ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"))
 AUDIO = frozenset((".aac", ".ac3", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg", ".opus",
                    ".w64", ".wav", ".wma"))
 IMAGES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
@@ -137,7 +135,7 @@ def within(at: str, folder: Path, name: str, outside: bool) -> str:
     """The absolute path of a file that a list in `folder` names; ValueError where it lies elsewhere, unless `outside`."""
     path, folder = os.path.abspath(os.path.join(folder, name)), os.path.abspath(folder)
     if not outside and os.path.relpath(path, folder).split(os.sep)[0] == os.pardir:
-        raise ValueError(f"{at}: {errors.printable(name)!r} lies outside {folder}: put the list above its files, or give "
+        raise ValueError(f"{at}: {name!r} lies outside {folder}: put the list above its files, or give "
                          f"--allow-outside where you trust it")
     return path
 

@@ -165,10 +165,10 @@ def lists(root: Path) -> list[Path]:
     for name in OWN:
         if (root / name).is_file():
             return [root / name]
-    fits = lambda side, name: re.fullmatch(rf"{side}([-_ ]?(list|set|split|labels))?\.(csv|txt)", name, re.IGNORECASE)
-    names = sorted(name for name in os.listdir(root) if fits("(?:" + "|".join(TRAIN + TEST) + ")", name))
-    found = [[root / name for side in sides for name in names if fits(side, name) and names_media(root / name)]
-             for sides in (TRAIN, TEST)]
+    found = [[root / name for word in side for name in sorted(os.listdir(root))
+              if re.fullmatch(rf"{word}([-_ ]?(list|set|split|labels))?\.(csv|txt)", name, re.IGNORECASE)
+              and names_media(root / name)]
+             for side in (TRAIN, TEST)]
     return [side[0] for side in found] if all(found) else []
 
 

@@ -23,7 +23,7 @@ from engine.workers import Failed, map_isolated
 from media import Media, Unreadable, captions
 from sources import index
 from sources.beside import beside
-from sources.files import VIDEOS, Files, Sums, counted, stem, suffix, walk
+from sources.files import VIDEOS, Files, Sums, counted, lines, stem, suffix, walk
 from sources.index import Row
 
 SEVERAL = "videos have several caption files (--language NAME chooses another)"
@@ -106,18 +106,18 @@ def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]
     sums, silent, tar, count = Sums(), [], "", 0
     for inside, names in walk(root, problems):
         videos = [name for name in names if suffix(name) in VIDEOS]
-        found = beside(names, videos, language)
+        texts, unused, unread = beside(names, videos, language)
         for name in videos:
-            texts = found.captions.get(os.path.splitext(name)[0], ())
-            if len(texts) > 1:
-                sums.add(SEVERAL, f"{inside}{texts[0]} is taken of {', '.join(texts)}")
-            said = next(filter(None, (captions.read(Path(root, inside, text), problems) for text in texts)), [])
+            own = texts.get(os.path.splitext(name)[0], ())
+            if len(own) > 1:
+                sums.add(SEVERAL, f"{inside}{own[0]} is taken of {', '.join(own)}")
+            said = next(filter(None, (captions.read(Path(root, inside, text), problems) for text in own)), [])
             if not said and len(silent) < LOOK_INSIDE:
                 silent.append(inside + name)
             yield Row(inside + name, 0.0, math.inf, said)
         count += len(videos)
         tar = tar or next((inside + name for name in names if name.endswith((".tar", ".tar.gz"))), "")
-        for what, others in ((UNUSED, found.unused), (UNREAD, found.unread)):
+        for what, others in ((UNUSED, unused), (UNREAD, unread)):
             for name in others:
                 sums.add(what, inside + name)
     if tar and not count:
@@ -269,21 +269,20 @@ def segments(file: Path, problems: list[str]) -> Iterator[tuple[str, float, floa
     Copies of these lists have lost quotes, blanks or comments, so only what is sure is relied on: the first three
     fields are id and times, and labels are whatever looks like one behind them.
     """
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            fields = [field.strip('" \t\n') for field in line.split(",", 3)]
-            if not line.strip() or line.startswith("# ") or fields[0] == "YTID":
-                continue
-            start, end = (captions.seconds(field) for field in (*fields[1:3], "", "")[:2])
-            labels = LABEL.findall(fields[-1])
-            if not YOUTUBE_ID.fullmatch(fields[0]):
-                errors.tell(problems, f"{file}:{number}: {fields[0][:40]!r} is no id of YouTube's")
-            elif not 0 <= start < end <= captions.MAX_SECONDS:
-                errors.tell(problems, f"{file}:{number}: {fields[0]} has no valid time: {start:g} to {end:g} s")
-            elif not labels:
-                errors.tell(problems, f"{file}:{number}: {fields[0]} has no label")
-            else:
-                yield fields[0], start, end, labels
+    for number, line in lines(file):
+        fields = [field.strip('" \t') for field in line.split(",", 3)]
+        if line.startswith("# ") or fields[0] == "YTID":
+            continue
+        start, end = (captions.seconds(field) for field in (*fields[1:3], "", "")[:2])
+        labels = LABEL.findall(fields[-1])
+        if not YOUTUBE_ID.fullmatch(fields[0]):
+            errors.tell(problems, f"{file}:{number}: {fields[0][:40]!r} is no id of YouTube's")
+        elif not 0 <= start < end <= captions.MAX_SECONDS:
+            errors.tell(problems, f"{file}:{number}: {fields[0]} has no valid time: {start:g} to {end:g} s")
+        elif not labels:
+            errors.tell(problems, f"{file}:{number}: {fields[0]} has no label")
+        else:
+            yield fields[0], start, end, labels
 
 
 KINDS: dict[str, Callable[[Path, list[str], str], Iterator[Row]] | None] = {
