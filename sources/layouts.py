@@ -9,6 +9,7 @@ To add one, write a function here, name it in `KINDS`, and let `kind` know the f
 `problems`, to which it adds a line for what it passes over, and one for what is missing.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -123,18 +124,25 @@ def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]
     if tar and not count:
         raise ValueError(f"{root} holds no videos but tars that are no shards of this program, first {tar}: unpack them "
                          f"into a folder (tar -xf), and train on that or pack it (data.py pack)")
-    for path in (path for path in silent if look((os.path.join(root, path),))[1]):
+    for path in (path for path in silent if look(Path(root, path))[1]):
         sums.add(f"of the first {len(silent)} {INSIDE}", path)
     sums.tell(problems, root)
 
 
-def look(task: tuple[str, ...]) -> tuple[float, bool]:
-    """(seconds, whether captions are inside) of the file that a task names first; (NaN, False) where it cannot be read."""
+def look(path: Path) -> tuple[float, bool, str]:
+    """(seconds, whether captions are inside, "") of a file; (NaN, False, why) where it cannot be read."""
     try:
-        with Media(task[0]) as media:
-            return media.duration, media.has_captions
-    except Unreadable:
-        return math.nan, False
+        with Media(path) as media:
+            return media.duration, media.has_captions, ""
+    except Unreadable as error:
+        return math.nan, False, error.reason
+
+
+def lengths(paths: list[Path], workers: int, timeout: float = 60) -> list[tuple[float, str]]:
+    """(seconds, "") of each file, which processes of their own look at; (NaN, why) where it cannot be read."""
+    with contextlib.closing(map_isolated(look, paths, workers, timeout)) as found:
+        return [(math.nan, said.reason) if isinstance(said, Failed) else said[::2]
+                for _, said in counted(found, "lengths", " files", len(paths))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,9 +257,9 @@ class Cuts:
     @functools.cached_property
     def durations(self) -> dict[str, float]:
         """Seconds of the files that are named by an id alone; NaN where they cannot be read."""
-        tasks = [(str(self.files.root / path), path) for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
-        found = counted(map_isolated(look, tasks, min(os.cpu_count() or 1, 16), 60), "lengths", " files", len(tasks))
-        return {path: math.nan if isinstance(length, Failed) else length[0] for (_, path), length in found}
+        paths = [path for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
+        found = lengths([self.files.root / path for path in paths], min(os.cpu_count() or 1, 16))
+        return {path: length for path, (length, _) in zip(paths, found, strict=True)}
 
     def find(self, youtube: str, start: float, end: float) -> tuple[str | None, float, float]:
         """Path of a segment's file, None where there is none, and from when to when in it the segment lies."""

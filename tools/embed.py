@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
-from tqdm import tqdm
 
 import data
 import vatt
@@ -28,9 +27,8 @@ from engine import loading
 from engine.errors import plural, printable
 from engine.processes import Processes
 from engine.run import check_zip, lock, write_whole
-from engine.workers import map_isolated
 from media import Media, Unreadable
-from sources import index
+from sources import index, layouts
 from sources.files import TYPES, Files, lines
 from sources.index import Row, starts, windows
 
@@ -251,15 +249,6 @@ def of_kind(source: Path, paths: list[str], kind: str | None, problems: list[str
     return kind, chosen
 
 
-def duration(path: Path) -> float | str:
-    """Seconds of a video, or why it cannot be read"""
-    try:
-        with Media(path) as media:
-            return media.duration
-    except Unreadable as e:
-        return e.reason
-
-
 def moments(source: Path, paths: list[str], seconds: float, fps: float, problems: list[str],
             timeout: float = 600) -> tuple[list[Row], list[str]]:
     """Videos in parts of `seconds` that overlap by half, the last one at the end; ids are the videos' paths.
@@ -268,11 +257,10 @@ def moments(source: Path, paths: list[str], seconds: float, fps: float, problems
     opened, or whose process dies or takes more than `timeout` seconds, is named in `problems`.
     """
     items, ids = [], []
-    with contextlib.closing(map_isolated(duration, [source / path for path in paths], 1, timeout)) as found:
-        durations = [said for _, said in tqdm(found, "lengths", len(paths), leave=False, delay=5)]
-    for path, length in zip(paths, durations, strict=True):
-        if not isinstance(length, float):
-            problems.append(f"{printable(path)}: {getattr(length, 'reason', length)}")
+    found = layouts.lengths([source / path for path in paths], 1, timeout)
+    for path, (length, reason) in zip(paths, found, strict=True):
+        if reason:
+            problems.append(f"{printable(path)}: {reason}")
             continue
         last = max(0.0, length - seconds)
         steps = min(math.ceil(2 * last / seconds), os.path.getsize(source / path))  # a length may be a lie
