@@ -58,7 +58,6 @@ class Caption(NamedTuple):
 
 def read(path: Path, problems: list[str]) -> list[Caption]:
     """The captions in a file, sorted by start, rolling ones merged; none for a file that cannot be read."""
-    path = Path(path)
     parse, reason, data = PARSERS.get(path.suffix.lower()), None, b""
     try:
         if parse is None:
@@ -96,7 +95,7 @@ def encoding(data: bytes) -> str:
 
 def sift(rows: Rows, name: object, problems: list[str]) -> list[Caption]:
     """Rows (line, start, end, text) of anything to sorted, merged captions; every row dropped or cut is told as of `name`."""
-    cues, told, line = [], [], 1
+    captions, told, line = [], [], 1
     try:
         for line, start, end, text in rows:
             start, end = seconds(start), seconds(end)
@@ -109,8 +108,8 @@ def sift(rows: Rows, name: object, problems: list[str]) -> list[Caption]:
             else:
                 if len(text) > MAX_CHARACTERS:
                     told.append((line, f"text of {len(text)} characters is cut to {MAX_CHARACTERS}"))
-                cues.append(Caption(start, end, said))
-            if len(cues) == MAX_CAPTIONS:
+                captions.append(Caption(start, end, said))
+            if len(captions) == MAX_CAPTIONS:
                 told.append((line, f"more than {MAX_CAPTIONS} captions: the rest is passed over"))
                 break
     except (csv.Error, ValueError, RecursionError) as error:
@@ -119,34 +118,35 @@ def sift(rows: Rows, name: object, problems: list[str]) -> list[Caption]:
         tell(problems, f"{name}:{line}: {what}")
     if len(told) > TOLD_PER_FILE:
         tell(problems, f"{name}: {len(told) - TOLD_PER_FILE} more problems")
-    return merge_rolling(sorted(cues, key=lambda cue: cue.start))
+    return merge_rolling(sorted(captions, key=lambda caption: caption.start))
 
 
-def merge_rolling(cues: Sequence[Caption]) -> list[Caption]:
+def merge_rolling(captions: Sequence[Caption]) -> list[Caption]:
     """Rolling captions of speech recognisers, sorted by start, so merged that each word is said once.
 
-    Such a cue begins with the words that the last one ended with (compared as written, punctuation and all) and
-    follows it within 0.1 s. It keeps its new words and its own time; without new words it extends the last cue's end.
+    Such a caption begins with the words that the last one ended with (compared as written, punctuation and all) and
+    follows it within 0.1 s. It keeps its new words and its own time; without new words it extends the last caption's end.
     Ordinary speech repeats itself too ("no no", "very" / "very good"), so a repeat is cut only where it has two
-    different words or more and is three words long or the whole of the last cue; or, shorter, in a file where at least
-    half of the cues that follow closely repeat so surely: repeating is then the habit of the file, not of the speaker.
+    different words or more and is three words long or the whole of the last caption; or, shorter, in a file where at least
+    half of the captions that follow closely repeat so surely: repeating is then the habit of the file, not of the speaker.
     """
     # Ours: paper and official code do not speak of rolling captions; unmerged, a word would be said up to three times.
-    words = [cue.text.split() for cue in cues]
-    close = [after.start <= before.end + 0.1 for before, after in pairwise(cues)]
-    shared = [overlap(before, after) if near else 0
-              for near, (before, after) in zip(close, pairwise(words), strict=True)]
-    sure = [len(set(after[:n])) >= 2 and (n >= 3 or n == len(before))
-            for n, (before, after) in zip(shared, pairwise(words), strict=True)]
-    rolls = 2 * sum(sure) >= sum(close)
-    merged = list(cues[:1])
-    for cue, said, n, certain in zip(cues[1:], words[1:], shared, sure, strict=True):
-        if n == 0 or not (certain or rolls):
-            merged.append(cue)
-        elif n < len(said):
-            merged.append(cue._replace(text=" ".join(said[n:])))
+    repeats, close = [], 0  # of each caption but the first: (how many words it repeats, whether surely)
+    for before, after in pairwise(captions):
+        follows = after.start <= before.end + 0.1
+        last, said = before.text.split(), after.text.split()
+        n = overlap(last, said) if follows else 0
+        repeats.append((n, len(set(said[:n])) >= 2 and (n >= 3 or n == len(last))))
+        close += follows
+    rolls = 2 * sum(sure for _, sure in repeats) >= close
+    merged = list(captions[:1])
+    for caption, (n, sure) in zip(captions[1:], repeats, strict=True):
+        if not (n and (sure or rolls)):
+            merged.append(caption)
+        elif new := caption.text.split()[n:]:
+            merged.append(caption._replace(text=" ".join(new)))
         else:
-            merged[-1] = merged[-1]._replace(end=max(merged[-1].end, cue.end))
+            merged[-1] = merged[-1]._replace(end=max(merged[-1].end, caption.end))
     return merged
 
 
@@ -157,7 +157,7 @@ def overlap(before: list[str], after: list[str]) -> int:
 
 
 def nearest(times: Sequence[tuple[float, float]], start: float, end: float, k: int) -> list[int]:
-    """The numbers of the k cues nearest in time to the clip [start, end], nearest first (P of Eq. 5).
+    """The numbers of the k captions nearest in time to the clip [start, end], nearest first (P of Eq. 5).
 
     The distance is the gap between the intervals, 0 where they touch; ties go to the nearer middle, then the earlier.
     """

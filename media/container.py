@@ -233,7 +233,7 @@ class Container(Closing):
             file.seek(self.offset)
             head = file.read(4)
             file.seek(self.offset + self._reached)
-            return head in file.read(min(1 << 20, self._end - self.offset - self._reached))
+            return head in file.read(min(1 << 20, max(self._end - file.tell(), 0)))
 
     # -------------------------------------------------------------------------------------------------------- packets
 
