@@ -154,6 +154,8 @@ def test_files_joined_so_that_the_rest_is_never_reached_are_refused(tmp_path):
             _ = media.duration
         with Media(tmp_path / f"0.{suffix}") as media:
             assert media.duration > 3.9
+        with Media(path, 0, (tmp_path / f"0.{suffix}").stat().st_size) as media:    # as a member of a tar, others behind it
+            assert media.duration > 3.9
 
 
 def two_tracks(path, dispositions, seconds=(3, 3)):
