@@ -353,7 +353,7 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
         for step, batch in training.steps(batches):
             optimizer.param_groups[0]["lr"] = half_cosine(step, s.steps, s.lr, s.warmup)
             optimizer.zero_grad(set_to_none=True)
-            row = loop.read({"loss": gradients(net, batch, step, task)}, model)
+            row = loop.read({"loss": backward(net, batch, step, task)}, model)
             if training.finite(row):  # on all processes, or nothing changes on any
                 if s.clip:
                     # Ours: after their mean over processes (official: those of each process).
@@ -369,7 +369,7 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
     return scores, training.bad
 
 
-def gradients(net: nn.Module, batch: dict, step: int, task: Task) -> torch.Tensor:
+def backward(net: nn.Module, batch: dict, step: int, task: Task) -> torch.Tensor:
     """The loss, a scalar, over all processes; its gradients are left in the model, chunk by chunk where --chunk says so."""
     s, processes, dtype = task.settings, task.processes, task.model.dtype
     x, y = augment(batch[task.model.kind], batch["flip"], batch["colour"]), batch["labels"].to(dtype)

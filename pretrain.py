@@ -278,6 +278,8 @@ def main(argv: list[str] | None = None) -> None:
                             f"{tables.retrieval(run.results(), beside(args))}")
             return processes.end()
         loading.check_open_files(args.workers)
+        if processes.device.type == "cpu" and not args.preset.startswith("demo"):
+            processes.print(f"without a GPU --preset demo fits; --dry-run says how many days {args.preset} takes here")
         clips, held_out, words = datasets(args, run, processes)
         if args.dry_run:
             return dry_run.preview(lambda: build(args, words), clips, args, processes)
@@ -285,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.init and not state:
             vatt.start_from(model, Path(args.init), words)
         loop.configure(model, args, processes.device)
-        step_of = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
+        backward = Step(model, processes, args.drop, args.chunk, args.precision, args.seed)
         waiting = processes.local * loading.shared_memory(clips.spec.nbytes, args.batch // processes.world, args.workers)
         # Official: eps 1e-7, no weight decay (the paper names Adam and its learning rate).
         # Ours: torch adds eps after the correction of the second moment (official: before it, as Keras does).
@@ -302,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         for step, batch in training.steps(batches):
             optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr, args.lr_end, args.warmup)
             optimizer.zero_grad(set_to_none=True)
-            row = loop.read(step_of(batch, step), model)
+            row = loop.read(backward(batch, step), model)
             if training.finite(row):  # on all processes, or nothing changes on any
                 optimizer.step()
             if training.due():
@@ -326,17 +328,14 @@ def build(args: argparse.Namespace, words: vatt.tokenize.Vocabulary) -> vatt.VAT
 
 def introduce(args, processes: Processes, model: nn.Module, clips, held_out, words, first: int, waiting: int) -> None:
     """Say what is trained on what, and what of it may go wrong."""
-    total = sum(map(len, clips.sources))
+    total, indexes = sum(map(len, clips.sources)), [source.index for source in clips.sources]
     processes.print(f"{args.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.precision} on "
                     f"{processes.world} x {processes.device.type}; {total} clips to train on, {len(held_out)} held out, "
                     f"{len(words)} words; batch {args.batch}, steps {first} to {args.steps}; {args.out}")
-    processes.print(census.captions([source.index for source in clips.sources]))
+    processes.print(census.captions(indexes))
     if processes.first:
-        indexes = [source.index for source in clips.sources]
         for line in filter(None, (loading.short_of_memory(waiting, args.workers), pack.advice(indexes))):
             print(line, file=sys.stderr, flush=True)
-    if processes.device.type == "cpu" and not args.preset.startswith("demo"):
-        processes.print(f"without a GPU --preset demo fits, in minutes; --dry-run says how many days {args.preset} takes here")
     if args.batch > total:
         processes.print("a batch is larger than the data: it holds some videos twice, and they are negatives of themselves")
 

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 from films import captioned, film, folder
+from runs import pretrained
 
+import evaluate
 from sources import index
 from tools import show
 
@@ -55,6 +57,22 @@ def test_broken_films_are_listed_with_reasons_and_counted(tmp_path, capsys):
         rows = [(row["path"].rsplit("/", 1)[1], row["reason"]) for row in csv.DictReader(file)]
     assert rows == [("cut.mp4", "not a media file"), ("text, or so.mp4", "not a media file"), ("zero0.mp4", "empty file"),
                     ("zero1.mp4", "empty file")]
+
+
+def test_pack_and_embed_leave_out_what_is_on_the_list(tmp_path, capsys):
+    for i in range(3):
+        film(tmp_path / "films" / f"{i}.mp4", seed=i)
+    (tmp_path / "films" / "a.mp4").touch()
+    table = tmp_path / "broken.csv"
+    assert run(["check", tmp_path / "films", "--out", table, "--workers", "1"], capsys)[0] == 3
+    code, said, _ = run(["pack", tmp_path / "films", tmp_path / "out", "--workers", "1", "--skip", table], capsys)
+    assert code == 0
+    assert "3 clips" in said
+    assert "could not be packed" not in said
+    argv = ["embed", str(pretrained(tmp_path / "run")), str(tmp_path / "films"), str(tmp_path / "x.npz")]
+    for more, unreadable in (([], 1), (["--skip", str(table)], 0)):
+        evaluate.main([*argv, *more])
+        assert f"{unreadable} could not be read" in capsys.readouterr().out
 
 
 def test_captions_inside_of_videos_are_counted(tmp_path, capsys):

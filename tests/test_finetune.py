@@ -205,6 +205,11 @@ def test_broken_files_are_counted_replaced_in_training_and_left_out_of_the_score
     scores = results(tmp_path / "run", "video")
     assert scores["N"] == 4
     assert [reason for _, reason in scores["unreadable"]] == ["empty file"] * 2
+    (tmp_path / "broken.csv").write_text("path,start,end,reason\n" + "".join(f"{root}/{i}.mp4,0,inf,\n" for i in (3, 12, 15)))
+    finetune.main([*argv, "--out", str(tmp_path / "skips"), "--skip", str(tmp_path / "broken.csv")])
+    assert "unreadable" not in capsys.readouterr().out
+    scores = results(tmp_path / "skips", "video")
+    assert (scores["N"], scores["unreadable"]) == (4, [])
 
 
 def test_all_folds_are_trained_each_and_their_mean_is_printed(init, tmp_path, capsys):

@@ -76,7 +76,7 @@ def test_a_step_trains_13_components_of_the_classifier_and_nothing_of_the_backbo
     chosen = []
     for number in (0, 1, 0):
         model.zero_grad()
-        loss = linear.gradients(model, batch, number, settings)["loss"]
+        loss = linear.backward(model, batch, number, settings)["loss"]
         chosen.append((model.classifier.V.grad.abs().sum(1) > 0).nonzero()[:, 0].tolist())
     assert len(chosen[0]) == 13
     assert chosen[0] == chosen[2] != chosen[1]
@@ -88,7 +88,7 @@ def test_a_step_trains_13_components_of_the_classifier_and_nothing_of_the_backbo
 def test_the_penalty_is_on_v_alone():
     model = Classifier(CONFIG, "video", CLASSES, head="low-rank").double()
     batch = {"z": torch.zeros(2, 32), "y": torch.eye(3)[:2]}
-    linear.gradients(model, batch, 0, SimpleNamespace(sampled=13, l2=0.1, seed=0))
+    linear.backward(model, batch, 0, SimpleNamespace(sampled=13, l2=0.1, seed=0))
     assert_close(model.classifier.V.grad, 0.2 * model.classifier.V.detach())
     assert not model.classifier.U.grad.any()
 

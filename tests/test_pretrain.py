@@ -376,6 +376,9 @@ def test_a_dry_run_builds_everything_and_leaves_nothing(films, tmp_path, capsys)
     assert re.search(r"video +\(4, 4, 16, 16, 3\) torch.uint8", said)
     assert re.search(r"parameters .*\nFLOPs .*\nmemory (.*\n)*time .* s a step.* days for 6 steps", said)
     assert not (tmp_path / "run").exists()
+    assert "without a GPU" not in said
+    pretrain.main([*both(films), "--out", str(tmp_path / "run"), *TINY, "--dry-run", "--preset", "sss"])
+    assert "without a GPU --preset demo fits" in capsys.readouterr().out or torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(("flags", "says"), [

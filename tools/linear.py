@@ -53,7 +53,7 @@ def train(task) -> tuple[dict, loop.FailureBudget]:
     with loop.explained(task.run), training:
         for step, batch in training.steps(batches(known, s.batch, s.seed, training.first, s.steps, processes.device)):
             optimizer.zero_grad(set_to_none=True)
-            row = loop.read(gradients(model, batch, step, s), model)
+            row = loop.read(backward(model, batch, step, s), model)
             if training.finite(row):
                 optimizer.step()
             if training.due():
@@ -163,7 +163,7 @@ def batches(found: Features, batch: int, seed: int, first: int, steps: int,
         yield {"z": z[k, v], "y": y[k], "path": [str(i) for i in found.number[k].tolist()]}, []
 
 
-def gradients(model: vatt.Classifier, batch: dict, step: int, settings) -> dict[str, torch.Tensor]:
+def backward(model: vatt.Classifier, batch: dict, step: int, settings) -> dict[str, torch.Tensor]:
     """The loss and the norm of the classifier, scalars; gradients of the sampled components are left in it (A.3.2)."""
     U, V = model.classifier.U, model.classifier.V
     draws = generator(settings.seed, step, 1)
