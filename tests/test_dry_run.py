@@ -110,11 +110,19 @@ def test_it_measures_two_steps_and_says_days(capsys, monkeypatch):
     assert days == pytest.approx(10 * seconds / 86400, rel=0.02)
 
 
+def test_what_takes_minutes_is_estimated_by_a_matmul_and_not_built(capsys, monkeypatch):
+    monkeypatch.setitem(dry_run.SLOW, "cpu", 1)
+    built = []
+    text = preview(capsys, build=lambda: built.append(torch.empty(1).device.type) or vatt.VATT(CONFIG))
+    assert re.search(r"time .* s a step.* at least, at the speed of a plain matmul.* days for 10 steps", text)
+    assert built == ["meta"]
+
+
 def test_what_would_not_fit_is_not_built(capsys, monkeypatch):
     monkeypatch.setattr(dry_run, "free_memory", lambda _: 1e5)
     built = []
     text = preview(capsys, build=lambda: built.append(torch.empty(1).device.type) or vatt.VATT(CONFIG))
-    assert re.search(r"memory 0.0 GB is free .*: the weights and two clips alone need .* GB, so nothing was built", text)
+    assert re.search(r"memory 0.0 GB is free .*: weights and two clips alone need .* GB, so nothing was built", text)
     assert built == ["meta"]
 
 

@@ -26,13 +26,13 @@ from engine import loading, loop
 from engine.errors import printable
 from engine.processes import Processes
 
-SLOW = {"cpu": 5e12, "cuda": 5e15}  # FLOPs that a pass may take: a minute or so
+SLOW = {"cpu": 3e11, "cuda": 1e15}  # FLOPs that a pass may take: half a minute at most
 
 
 def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argparse.Namespace, processes: Processes) -> None:
     """Print shapes, parameters, FLOPs, memory and time of a run of a VATT or Classifier; nothing is built that does not fit."""
     with torch.device("meta"):
-        meta = build()
+        meta = loop.configure(build(), argparse.Namespace(**{**vars(s), "compile": False}), torch.device("meta"))
     pretraining = isinstance(meta, vatt.VATT)
     began = time.perf_counter()
     batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, s.batch))])
@@ -55,13 +55,15 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
           f"{clip * mine * world * s.steps / 1e18:.3g} E in all")
 
     size, free = 8 if s.precision == "fp64" else 4, free_memory(device) / (1 if device.type == "cuda" else processes.local)
-    least = size * total + activations(meta, lambda: through(meta, unreal(meta.config, 2), s.drop))
+    one, two = (activations(meta, lambda n=n: through(meta, unreal(meta.config, n), s.drop)) for n in (1, 2))
     where = f"memory {free / 1e9:.1f} GB is free on the {device.type} for each process"
-    if least > free:
-        return print(f"{where}: the weights and two clips alone need {least / 1e9:.1f} GB, so nothing was built")
-    model, tensors = loop.configure(build(), s, device), loading.to_device(tensors, device)
-    run = lambda n: through(model, {name: x[:n] for name, x in tensors.items()}, s.drop, s.precision == "bf16")
-    one, two = (activations(model, lambda n=n: run(n)) for n in (1, 2))
+    if size * total + two > free:
+        return print(f"{where}: weights and two clips alone need {(size * total + two) / 1e9:.1f} GB, so nothing was built")
+    tensors, model = loading.to_device(tensors, device), None
+    forward_of = lambda n: through(model, {name: x[:n] for name, x in tensors.items()}, s.drop, s.precision == "bf16")
+    if device.type == "cuda":  # its attention keeps less, and bf16 half
+        model = loop.configure(build(), s, device)
+        one, two = (activations(model, lambda n=n: forward_of(n)) for n in (1, 2))
     kept, alike = two - one, max(0, 2 * one - two)      # what both keep is of no clip: weights in bf16
     state = (4 if pretraining else 3) * size * total + alike
     given = sum(x[:1].numel() * x.element_size() for x in tensors.values()) * mine
@@ -74,17 +76,22 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
     print(f"shared memory {shared / 1e9:.2f} GB a machine, at most, for the clips that wait")
 
     n = int(min(len(batch["path"]), (free - state) / max(kept, 1), SLOW[device.type] / (forward + backward)))
-    if n < 1:
-        return print("time is not measured: a clip takes too much memory, or minutes on this machine")
+    if n > 0:
+        model = model or loop.configure(build(), s, device)
+        run, how, work = lambda: forward_of(n).backward(), f"as two passes of {n} clips took", (forward + backward) * n
+    else:
+        x = torch.rand(2048, 2048, device=device)
+        run, how, work = lambda: x @ x, "at least, at the speed of a plain matmul", 2 * 2048**3
     for _ in range(2):  # the first one allocates memory and chooses algorithms
         began = time.perf_counter()
-        run(n).backward()
-        next(model.parameters()).sum().item()  # waits for a GPU
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         took = time.perf_counter() - began
-    computing = took / n * mine * clip / (forward + backward)
+    computing = took / work * clip * mine
     waiting = 0.0 if s.cache else decoding * mine / max(1, s.workers)
     seconds = max(computing, waiting)
-    print(f"time {seconds:.3g} s a step, about: {computing:.3g} computing, as two passes of {n} clips took, and meanwhile "
+    print(f"time {seconds:.3g} s a step, about: {computing:.3g} computing, {how}, and meanwhile "
           f"{waiting:.3g} decoding; {seconds * s.steps / 86400:.3g} days for {s.steps} steps, without evaluations")
 
 
@@ -113,12 +120,12 @@ def through(model: nn.Module, clips: dict, drop, bf16: bool = False) -> torch.Te
     seen = data.augment(clips.get(kind, clips.get("video")), clips.get("flip"), clips.get("colour"))
     if seen.dim() == 4:
         seen = vatt.tokenize.image_clip(seen, model.config.patch[0])
-    device = "cpu" if keys.is_meta else keys.device.type
+    device, dtype = "cpu" if keys.is_meta else keys.device.type, next(model.parameters()).dtype
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         if isinstance(model, vatt.VATT):
-            z = model(seen, clips["audio"], clips["text"], drop, keys)
+            z = model(seen.to(dtype), clips["audio"].to(dtype), clips["text"], drop, keys)
         else:
-            z = [(model.backbone.audio if kind == "audio" else model.backbone.video)(seen, drop, keys[:, 0])]
+            z = [(model.backbone.audio if kind == "audio" else model.backbone.video)(seen.to(dtype), drop, keys[:, 0])]
     learned = 1 if isinstance(model, vatt.VATT) else next(model.classifier.parameters()).sum()
     return learned * sum(x.float().sum() for x in z)
 
