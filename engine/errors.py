@@ -61,7 +61,6 @@ class Unbroken:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        """Write and flush what can be"""
         with contextlib.suppress(OSError):
             self.stream.write(text)
             self.stream.flush()

@@ -67,8 +67,7 @@ class FailureBudget:
     @property
     def too_many(self) -> str:
         """What to tell where more than `most` are bad, judged once five draws are, else ''"""
-        seen = min(self.draws, self.files)
-        if self.reasons.total() < 5 or len(self.names) <= self.most * seen:
+        if self.reasons.total() < 5 or len(self.names) <= self.most * (seen := min(self.draws, self.files)):
             return ""
         return (f"{len(self.names)} of some {seen} files seen could not be read, more than --max-bad {self.most} of them: "
                 f"python data.py check DATA lists all in broken.csv, and --skip broken.csv leaves them out; "

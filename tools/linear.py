@@ -142,7 +142,6 @@ def compute(model: vatt.Classifier, clips: data.TestDataset, keys: list[bytes], 
 
 
 def checksum(key: bytes, z: np.ndarray) -> int:
-    """Of a record of features"""
     return zlib.crc32(z.tobytes(), zlib.crc32(key))
 
 
