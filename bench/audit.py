@@ -38,8 +38,7 @@ def flags(commands, common) -> None:
 
 def run(_p, _args, _device: str) -> list[dict]:
     """`python -m bench audit`: prints the table, returns its rows"""
-    found = rows()
-    print(report(found))
+    print(report(found := rows()))
     return found
 
 
@@ -107,40 +106,12 @@ def rows() -> list[dict]:
     return found
 
 
-def contradictions() -> str:
-    """Where printed figures disagree with each other or with what is said of them; each number is computed here."""
-    medium, mbs, patches = SIZES["medium"], PRESETS["mbs"], video_patches(32, 320)
-    one = TABLE_6[32, 320, 0.0]
-    training = [f"{profiled(medium, patches, 3072, drop, training=True) / 1e9:.1f}" for drop in (0.75, 0.5, 0.25)]
-    inference = [f"{profiled(medium, patches, 3072, drop) / 1e9:.1f}" for drop in (0.75, 0.5, 0.25)]
-    ours = counted(dataclasses.replace(mbs, size=320)) / 1e9
-    four_more = 4 * profiled(mbs.text, mbs.words, 300) / 1e9
-    half, quarter = (TABLE_5[drop] / TABLE_5[0.0] for drop in (0.5, 0.75))
-    sums = ", ".join(f"{TABLE_7[video] + TABLE_7['base'] + TABLE_7['small']:.1f}" for video in ("base", "medium", "large"))
-    around = VIEWS * 2 * (2 * patches + 1) * medium.d**2 / 1e12
-    return f"""
-What contradicts what:
-- Table 1 prints {TABLE_1["Medium"]} TFLOP for 12 views with Medium, 12 times Table 6's {one} GFLOP is {VIEWS * one / 1e3:.2f}.
-- Tables 5 and 6 call all their figures inference. DropToken is for training (Section 3.1.1), and the drop columns of Table 6
-  fit a training graph ({", ".join(training)}) better than an inference graph ({", ".join(inference)}); its other figures and
-  Table 1 fit inference. So a row of Table 6 has two kinds of figures in it.
-- All figures leave out q k, half of attention: 32x320x320 takes {ours:.0f} GFLOP, not {one} ({100 * (ours / one - 1):+.0f}%).
-- Table 5 is the cost of one caption; the loss reads five (Eq. 5): {four_more:.1f} GFLOP more.
-- Table 5: half of the tokens cost {half:.3f} of all, a quarter {quarter:.3f}; Section 3.1.1 has FLOPs fall quadratically. At
-  these lengths the linear layers are most of the work.
-- The totals of Section 4.1 (BBS 197 M, MBS 264 M, LBS 415 M) are sums of rows of Table 7 ({sums}). Those rows hold
-  a video patch projection and two linear layers, so the audio and the text model are counted with them, too. Ours adds W_tp,
-  2^16 words x d, which the official code freezes.
-- Table 7's Medium (155.0 M) is also given for MA, and Table 1 gives MA the FLOPs of Medium. The official MA has a linear layer
-  before and one after the backbone as well: {VIEWS * one / 1e3 + around:.2f} TFLOP by the paper's way of counting."""
-
-
 def report(found: list[dict]) -> str:
-    """The table of `rows()`, what contradicts what, and the parameters of every part of every preset"""
+    """The table of `rows()`, and the parameters of every part of every preset"""
     number = lambda r, key, more: f"{r[key]:.{(2 if r['unit'] == 'TFLOP' else 1) + more}f}"
     cells = [[r["table"], r["row"], r["unit"], number(r, "paper", 0), number(r, "paper_way", 1),
               f"{r['paper_way_diff']:+.2f}%", number(r, "ours", 1), f"{r['ours_diff']:+.1f}%"] for r in found]
     with torch.device("meta"):
         sizes = [[preset, part, f"{n / 1e6:.3f} M"] for preset in PRESETS for part, n in parts(VATT(PRESETS[preset])).items()]
     cells = table(["table", "row", "unit", "paper", "paper’s way", "diff", "ours", "diff"], cells)
-    return "\n".join([cells, contradictions(), "", table(["preset", "part", "parameters"], sizes)])
+    return "\n\n".join([cells, "What contradicts what: docs/results.md", table(["preset", "part", "parameters"], sizes)])

@@ -279,7 +279,7 @@ PARTS = {"clip": clips, "packed": packed, "loader": loader, "search": searched}
 
 def moments(path: Path, s: data.ClipSpec) -> int:
     """Reads all moments of a video, as `embed` does; returns how many there are"""
-    rows, _ = embed.moments(path.parent, [path.name], s.seconds, s.fps, [])
+    rows = embed.moments(path.parent, [path.name], s.seconds, s.fps, [])
     with tempfile.TemporaryDirectory() as folder:
         clips = data.TestDataset([data.Source.to_test(write(Path(folder) / "index", path.parent, rows))], s)
         return sum(views is not None for views, _ in embed.Moments(clips, 32))

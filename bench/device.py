@@ -42,12 +42,13 @@ def flags(commands, common: argparse.ArgumentParser) -> None:
 
 def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> list[dict]:
     """`python -m bench device`: prints one table, returns its rows"""
-    rows, spare, shares = [], 0.0, sum(PARTS[part][0] for part in args.parts)
+    rows = []
     if args.alone:
         for row in PARTS[args.parts[0]][1](Processes().device.type == "cuda"):
-            write_text(args.json, json.dumps([*rows, row]))
             rows.append(row)
+            write_text(args.json, json.dumps({"rows": rows}))
         return rows
+    spare, shares = 0.0, sum(PARTS[part][0] for part in args.parts)
     for part in args.parts:
         limit, began = spare + 60 * args.minutes * PARTS[part][0] / shares, time.perf_counter()
         print(f"{part}: at most {limit:.0f} s", flush=True)
@@ -72,8 +73,8 @@ def in_a_process(part: str, limit: float) -> tuple[list[dict], str]:
                 os.killpg(child.pid, signal.SIGKILL)  # with the processes that it has started
                 code, why = child.wait(), f"FAILED: not done in {limit:.0f} s"
         last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
-        rows = json.loads(path.read_text()) if path.is_file() else []
-        return rows["rows"] if isinstance(rows, dict) else rows, why or (f"FAILED with {code}: {last[:200]}" if code else "")
+        rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+        return rows, why or (f"FAILED with {code}: {last[:200]}" if code else "")
 
 
 # The parts: (on a GPU?) -> rows, one by one.
@@ -96,34 +97,22 @@ def demo(cuda: bool) -> Iterator[dict]:
             yield {"name": task, "R@10": results[task]["R@10"], "note": f"R@10 {results[task]['R@10']:.0%}; on a CPU {cpu:.0%}"}
 
 
-def step(cuda: bool) -> Iterator[dict]:
-    """Each preset's whole step at 50% DropToken: the common batch, and the largest one"""
-    for preset in presets(cuda):
-        yield from (measured(preset, batch) for batch in ((COMMON, "max") if cuda else (4,)))
+def step(cuda: bool, batches: tuple = (COMMON, "max"), **how) -> Iterator[dict]:
+    """Each preset's whole step at 50% DropToken, the paper's exploration model first: the common batch, and the largest one"""
+    for preset in sorted((name for name in vatt.PRESETS if name.startswith("demo") != cuda), key=lambda name: name != "mbs"):
+        for batch in batches if cuda else (4,):
+            name = " ".join([preset, *how])
+            try:
+                yield model.step_part(model.setting(preset, batch, steps=5, **how))[0] | {"name": name}
+            except Exception as e:
+                yield {"name": name, "batch": batch, "note": f"FAILED: {data.first_line(e)[:200]}"}
+            torch.cuda.empty_cache()
 
 
 def options(cuda: bool) -> Iterator[dict]:
     """The same with --recompute, then with --compile"""
-    for preset in presets(cuda):
-        yield from (measured(preset, batch, recompute=True) for batch in ((COMMON, "max") if cuda else (4,)))
-    for preset in presets(cuda):
-        yield measured(preset, COMMON if cuda else 4, compile=True)
-
-
-def presets(cuda: bool) -> list[str]:
-    """The paper's exploration model first"""
-    return sorted((name for name in vatt.PRESETS if (name != "demo") == cuda), key=lambda name: name != "mbs")
-
-
-def measured(preset: str, batch: int | str, **how) -> dict:
-    """A row of `model.step_part`, or of why there is none"""
-    name = " ".join([preset, *how])
-    try:
-        return model.step_part(model.setting(preset, batch, steps=5, **how))[0] | {"name": name}
-    except Exception as e:
-        return {"name": name, "batch": batch, "note": f"FAILED: {data.first_line(e)[:200]}"}
-    finally:
-        torch.cuda.empty_cache()
+    yield from step(cuda, recompute=True)
+    yield from step(cuda, (COMMON,), compile=True)
 
 
 def chunk(cuda: bool) -> Iterator[dict]:

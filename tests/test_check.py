@@ -118,7 +118,7 @@ def test_what_is_missing_or_wrong_is_one_line_and_exit_code_2(films, tmp_path, c
     for argv, says in (
         (["check", tmp_path / "nowhere"], "there is no"),
         (["check", films, "--workers", "0"], "--workers: must be at least 1"),
-        (["show", films, sheet, "--clips", "0"], "--clips must be at least 1"),
+        (["show", films, sheet, "--clips", "0"], "--clips: must be at least 1"),
         (["show", films, sheet, "--run", films], "is no run"),
         (["show", films, tmp_path / "no" / "folder.png", "--clips", "1"], "folder.png"),
         (["polish", films], "invalid choice: 'polish'"),

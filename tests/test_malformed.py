@@ -105,7 +105,7 @@ def test_a_short_file_that_claims_days_has_few_moments(tmp_path):
     real = Media.duration
     try:
         Media.duration = property(lambda self: 999_999.0)
-        rows, _ = embed.moments(tmp_path, ["a.mp4"], 0.4, 10.0, [])
+        rows = embed.moments(tmp_path, ["a.mp4"], 0.4, 10.0, [])
     finally:
         Media.duration = real
     assert len(rows) <= path.stat().st_size + 1

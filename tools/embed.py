@@ -171,31 +171,28 @@ def embed(model: vatt.Trained, wanted: Wanted, out: Path, how: Reading) -> None:
     is, so that the same command goes on. ValueError, with the remedy, for what cannot be.
     """
     processes, source = how.processes, wanted.source
-    kind, root, rows, ids, problems = contents(wanted, model.config.fps, how.timeout)
+    kind, root, rows, problems = contents(wanted, model.config.fps, how.timeout)
+    ids, in_moments = [row.path for row in rows], wanted.seconds and kind == "video"
     space = wanted.space or SPACES[kind][0]
     if space not in SPACES[kind]:
         raise ValueError(f"--space {space}: {kind} has vectors in {' and '.join(SPACES[kind])} alone")
     windows = wanted.windows or (1 if wanted.seconds else 4) if kind in ("video", "audio") else 1
-    changed = file_states(root / path for path in dict.fromkeys(row.path for row in rows))
-    key = digest(weights_digest(model), kind, space, windows, changed, *zip(ids, rows, strict=True))
+    changed = [] if kind == "text" else file_states(root / path for path in dict.fromkeys(ids))
+    key = digest(weights_digest(model), kind, space, windows, changed, *rows)
     if out.is_file() and read(out)["key"] == key:
         return processes.print(f"{out} holds all {len(ids)} already")
     width = model.config.d_va if space == "va" else model.config.d_vt
-    unit = (f"moments of {wanted.seconds:g} s" if wanted.seconds and kind == "video" else
-            "sentences" if kind == "text" else f"{kind} files")
+    unit = f"moments of {wanted.seconds:g} s" if in_moments else "sentences" if kind == "text" else f"{kind} files"
     processes.print(f"{source}: {len(ids)} {unit}, {plural(windows, 'window')} each, space {space}")
     with tempfile.TemporaryDirectory() as scratch:
-        if kind == "text":
-            parts = lambda left: ((model.embed_texts([ids[i] for i in left[k : k + how.batch]]), [])
-                                  for k in range(0, len(left), how.batch))
-        else:
-            listed = index.write(Path(scratch) / "index", root, rows)
+        def parts(left: np.ndarray) -> Iterator:
+            if kind == "text":
+                return ((model.embed_texts([ids[i] for i in left[k : k + how.batch]]), [])
+                        for k in range(0, len(left), how.batch))
             spec = model.spec("audio" if kind == "audio" else "video", windows)  # an image is a video that stands still
-            in_one_pass = wanted.seconds and kind == "video"
+            clips = data.TestDataset([data.Source(index.write(Path(scratch) / "index", root, rows), left)], spec)
+            return vectors(model, Moments(clips, max(1, how.batch // spec.views)) if in_moments else clips, space, how)
 
-            def parts(left: np.ndarray) -> Iterator:
-                clips = data.TestDataset([data.Source(listed, left)], spec)
-                return vectors(model, Moments(clips, max(1, how.batch // spec.views)) if in_one_pass else clips, space, how)
         with resumed(out, key, len(ids), width, parts, processes) as (table, failed):
             problems += [printable(f"{path}: {reason}") for path, reason in failed]
             if processes.first:
@@ -209,20 +206,29 @@ def embed(model: vatt.Trained, wanted: Wanted, out: Path, how: Reading) -> None:
                 print(f"{out}: ids and vectors ({good.sum()} x {width}); {(~good).sum()} could not be read")
 
 
-def contents(wanted: Wanted, fps: float, timeout: float) -> tuple[str, Path, list[Row], list[str], list[str]]:
-    """-> (kind, the folder that the rows lie in, rows, their ids in order, problems); fps, timeout: as of `moments`"""
+def contents(wanted: Wanted, fps: float, timeout: float) -> tuple[str, Path, list[Row], list[str]]:
+    """-> (kind, the folder that the rows lie in, rows, problems): a row a file, moment or sentence, which is its path"""
     source, kind, problems = wanted.source, wanted.kind, []
     if source.is_file() and source.suffix.lower() not in TYPES:
         texts = [line for _, line in lines(source)]
         if not texts or kind not in (None, "text"):
             raise ValueError(f"{source} holds no sentence" if not texts else f"--kind {kind}: {source} is a text file")
-        return "text", source.parent, [Row("", 0.0, math.inf, [])] * len(texts), texts, problems
-    root, paths = files_in(source, problems)
-    paths = [path for path in paths if printable(os.path.abspath(root / path)) not in wanted.skip]
-    kind, paths = of_kind(source, paths, kind, problems)
+        return "text", source.parent, [Row(text, 0.0, math.inf, []) for text in texts], problems
+    root, below = files_in(source, problems)
+    below = [path for path in below if printable(os.path.abspath(root / path)) not in wanted.skip]
+    kinds = [TYPES.get(os.path.splitext(path)[1].lower()) for path in below]
+    if not any(kinds):
+        raise ValueError(f"{source} holds no video, audio or image")
+    kind = kind or max(set(kinds) - {None}, key=lambda k: (kinds.count(k), k))              # what most are
+    takes = ("audio", "video") if kind == "audio" and "audio" not in kinds else (kind,)     # the audio of videos
+    paths = [path for path, k in zip(below, kinds, strict=True) if k in takes]
+    if not paths:
+        raise ValueError(f"{source} holds no {kind}")
+    if not wanted.kind and len(paths) < len(below):
+        problems.append(f"{source}: {len(below) - len(paths)} files are no {kind} and left out: --kind takes others")
     if wanted.seconds and kind == "video":
-        return kind, root, *moments(root, paths, wanted.seconds, fps, problems, timeout), problems
-    return kind, root, [Row(path, 0.0, math.inf, []) for path in paths], paths, problems
+        return kind, root, moments(root, paths, wanted.seconds, fps, problems, timeout), problems
+    return kind, root, [Row(path, 0.0, math.inf, []) for path in paths], problems
 
 
 def files_in(source: Path, problems: list[str]) -> tuple[Path, list[str]]:
@@ -234,29 +240,14 @@ def files_in(source: Path, problems: list[str]) -> tuple[Path, list[str]]:
     return source, Files(source, problems).media
 
 
-def of_kind(source: Path, paths: list[str], kind: str | None, problems: list[str]) -> tuple[str, list[str]]:
-    """The paths of a kind, "video", "audio" (that of videos, where there is no other) or "image"; None: what most are"""
-    kinds = [TYPES.get(os.path.splitext(path)[1].lower()) for path in paths]
-    if not any(kinds):
-        raise ValueError(f"{source} holds no video, audio or image")
-    given, kind = kind, kind or max(set(kinds) - {None}, key=lambda k: (kinds.count(k), k))
-    takes = ("audio", "video") if kind == "audio" and "audio" not in kinds else (kind,)
-    chosen = [path for path, k in zip(paths, kinds, strict=True) if k in takes]
-    if not chosen:
-        raise ValueError(f"{source} holds no {kind}")
-    if not given and len(chosen) < len(paths):
-        problems.append(f"{source}: {len(paths) - len(chosen)} files are no {kind} and left out: --kind takes others")
-    return kind, chosen
-
-
 def moments(source: Path, paths: list[str], seconds: float, fps: float, problems: list[str],
-            timeout: float = 600) -> tuple[list[Row], list[str]]:
-    """Videos in parts of `seconds` that overlap by half, the last one at the end; ids are the videos' paths.
+            timeout: float = 600) -> list[Row]:
+    """Videos in parts of `seconds` that overlap by half, the last one at the end.
 
     They begin on whole frames, `fps` of them a second, so that those that overlap show the same frames. A video that cannot be
     opened, or whose process dies or takes more than `timeout` seconds, is named in `problems`.
     """
-    items, ids = [], []
+    rows = []
     found = layouts.lengths([source / path for path in paths], 1, timeout)
     for path, (length, reason) in zip(paths, found, strict=True):
         if reason:
@@ -265,11 +256,10 @@ def moments(source: Path, paths: list[str], seconds: float, fps: float, problems
         last = max(0.0, length - seconds)
         steps = min(math.ceil(2 * last / seconds), os.path.getsize(source / path))  # a length may be a lie
         begins = windows(0.0, last, max(1, steps) + 1, fps)[:steps + 1]
-        items += [Row(path, start, start + seconds, []) for start in begins]
-        ids += [path] * (steps + 1)
-    if not items:
+        rows += [Row(path, start, start + seconds, []) for start in begins]
+    if not rows:
         raise ValueError(f"none of the {len(paths)} videos below {source} can be read, first {problems[-1]}")
-    return items, ids
+    return rows
 
 
 @contextlib.contextmanager
@@ -277,28 +267,29 @@ def resumed(out: Path, key: str, total: int, width: int, parts: Callable, proces
     """(rows (total, width), what failed now) of all processes, where parts(numbers) gives some as `rows_of` does.
 
     What is done stays beside `out`, which the caller writes in the block, until that is done, so that the same command goes
-    on: `key` tells whether it is the same.
+    on: the file begins with `key`, which tells whether it is the same.
     """
-    mine, failed = np.arange(processes.rank, total, processes.world), []
+    mine, failed, head = np.arange(processes.rank, total, processes.world), [], key.encode()
     path = out.with_name(f"{out.name}.{processes.rank}-of-{processes.world}.partial")
-    head = path.with_suffix(".key")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path.with_suffix(".lock"), str(out)) as held, path.open("ab") as file:
-        done = path.stat().st_size // (4 * width)
-        if not head.is_file() or head.read_text() != key or done > len(mine):  # of other files or flags
-            done = 0
-        file.truncate(done * 4 * width)         # a row that a kill cut short, or all of them
-        head.write_text(key)
+    with lock(path.with_suffix(".lock"), str(out)) as held, path.open("a+b") as file:
+        file.seek(0)
+        if file.read(len(head)) != head:        # new, or of other files or flags
+            file.truncate(0)
+            file.write(head)
+            file.flush()
+        done = (path.stat().st_size - len(head)) // (4 * width)
+        file.truncate(len(head) + done * 4 * width)  # without a row that a kill cut short
         if done:
             processes.print(f"{done} done before")
         for rows, bad in parts(mine[done:]):
             file.write(rows.numpy().astype("<f4").tobytes())
             file.flush()
             failed += bad
-        table = shares(torch.from_numpy(np.fromfile(path, "<f4").reshape(-1, width)), total, processes).numpy()
-        yield table, [pair for part in processes.collect(failed) for pair in part]
+        table = shares(torch.from_numpy(np.fromfile(path, "<f4", offset=len(head)).reshape(-1, width)), total, processes)
+        yield table.numpy(), [pair for part in processes.collect(failed) for pair in part]
         processes.wait()
-    for kept in (path, head, held.name):
+    for kept in (path, held.name):
         os.unlink(kept)
 
 

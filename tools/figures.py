@@ -1,9 +1,11 @@
-"""Pictures of a run and its scores, where matplotlib is installed."""
+"""Figures of a run and its scores, where matplotlib is installed."""
 
-import json
 from pathlib import Path
 
 import numpy as np
+
+from engine.run import Run
+from losses import at_chance
 
 
 def pyplot():
@@ -18,14 +20,19 @@ def pyplot():
     return matplotlib.pyplot
 
 
+def save(figure, *paths: Path) -> bool:
+    """Write a figure to each of the files, by their endings, and let it go."""
+    for path in paths:
+        figure.savefig(path, dpi=110)
+    pyplot().close(figure)
+    return True
+
+
 def curves(run: Path) -> bool:
     """Write curves.png: both losses beside chance, cosines of pairs, held-out R@10; False without matplotlib."""
     if not (plt := pyplot()):
         return False
-    from losses import at_chance
-
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    batch = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]["batch"]
+    rows, batch, results = list(Run(run).rows()), Run(run).read_config()["settings"]["batch"], Run(run).results()
     steps = [row["step"] + 1 for row in rows]
     column = lambda name: [float("nan") if row[name] is None else row[name] for row in rows]
     figure, (loss, cosine, recall) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
@@ -38,9 +45,8 @@ def curves(run: Path) -> bool:
         cosine.plot(steps, column(f"pos_{space}"), color=colour, label=f"{label}: positive pairs", lw=1)
         cosine.plot(steps, column(f"neg_{space}"), color=colour, ls=":", label=f"{label}: negative pairs", lw=1)
     seen = [(row["step"] + 1, row["held_out"]) for row in rows if "held_out" in row]
-    if (run / "results.json").is_file():
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        seen.append((steps[-1], {task: results[task]["R@10"] for task in results if "R@10" in results[task]}))
+    if last := {task: scores["R@10"] for task, scores in results.items() if "R@10" in scores}:
+        seen.append((steps[-1], last))
     for task in seen[0][1] if seen else ():
         recall.plot([step for step, _ in seen], [100 * scores[task] for _, scores in seen], "o-", label=task.replace("_", " "))
     for axis, title in ((loss, "loss"), (cosine, "mean cosine"), (recall, "held-out R@10, %")):
@@ -48,9 +54,7 @@ def curves(run: Path) -> bool:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    figure.savefig(run / "curves.png", dpi=110)
-    plt.close(figure)
-    return True
+    return save(figure, run / "curves.png")
 
 
 def confusion(counts: list[list[int]], classes: list[str], path: Path) -> bool:
@@ -61,7 +65,7 @@ def confusion(counts: list[list[int]], classes: list[str], path: Path) -> bool:
     share = [[x / max(sum(row), 1) for x in row] for row in counts]
     side = min(40, 3 + 0.22 * n)
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    picture = axis.imshow(share, cmap="viridis", vmin=0, vmax=1)
+    image = axis.imshow(share, cmap="viridis", vmin=0, vmax=1)
     if n <= 150:  # names of more would not be read
         axis.set_xticks(range(n), classes, rotation=90, fontsize=7, parse_math=False)
         axis.set_yticks(range(n), classes, fontsize=7, parse_math=False)
@@ -71,10 +75,8 @@ def confusion(counts: list[list[int]], classes: list[str], path: Path) -> bool:
                 if x:
                     axis.text(j, i, x, ha="center", va="center", fontsize=7, color="black" if share[i][j] > 0.6 else "white")
     axis.set(xlabel="answer", ylabel="class")
-    figure.colorbar(picture, label="share of the class", shrink=0.6)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return True
+    figure.colorbar(image, label="share of the class", shrink=0.6)
+    return save(figure, path)
 
 
 def contact_sheet(rows: list[tuple[str, np.ndarray]], title: str, path: Path) -> bool:
@@ -90,6 +92,4 @@ def contact_sheet(rows: list[tuple[str, np.ndarray]], title: str, path: Path) ->
             axis.imshow(frame)
             axis.axis("off")
     figure.suptitle(title, parse_math=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return True
+    return save(figure, path)

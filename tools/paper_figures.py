@@ -4,9 +4,10 @@
 What is drawn is computed by `spaces`, `activations`, `attention` and `recalls`; matplotlib and scikit-learn are extras.
 """
 
-import json
+import importlib.util
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 
 import data
 import vatt
+from engine.errors import printable
+from engine.run import Run
 from sources import official
 from sources.index import Index, held_out
 from tools import figures
@@ -38,8 +41,7 @@ def held(run: Path, model: vatt.Trained) -> data.TestDataset:
     folders = sorted((run / "index").glob("*"))                   # the sources by number, then val
     if not folders:
         raise ValueError(f"{run} has no index of the videos that it held out: name a run of pretrain.py")
-    saved = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
-    index = Index(folders[-1])
+    saved, index = Run(run).read_config()["settings"], Index(folders[-1])
     rows = held_out(index) if saved.get("data") and not saved.get("val") else np.arange(len(index))
     spec = model.spec("video", 1)._replace(modalities=("video", "audio", "text"), captions=1, words=model.config.words)
     return data.TestDataset([data.Source(index, rows[:MOST])], spec, vocabulary=model.vocabulary)
@@ -58,26 +60,38 @@ def over(model: torch.nn.Module, clips: data.TestDataset, forward: Callable[[dic
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def common(model: vatt.Trained, batch: dict, drop: float = 0.0) -> dict[str, torch.Tensor]:
+    """"va video", "va audio" (B, d_va), "vt video", "vt text" (B, d_vt) of a batch of clips, of length 1"""
+    video, keys = data.augment(batch["video"][:, 0]), torch.arange(2 * len(batch["video"]), device=batch["video"].device)
+    z = model(video, batch["audio"][:, 0], batch["text"][:, :1], (drop, drop), keys.view(-1, 2))
+    *others, z_t_vt = model.project(*z)
+    names = ("va video", "va audio", "vt video", "vt text")
+    return {name: F.normalize(x, dim=-1) for name, x in zip(names, (*others, z_t_vt[:, 0]), strict=True)}
+
+
+def by_drop(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
+    """What `common` gives at each of DROPS, "va video 0.5" and so on"""
+    return {f"{name} {drop}": x for drop in DROPS for name, x in common(model, batch, drop).items()}
+
+
 def spaces(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
     """Figure 3, two points of the model (4.2.5): the mean of a clip's tokens before the Transformer, and its common spaces.
 
-    -> "input video", "input audio", "input text" (B, d), "va video", "va audio", "vt video", "vt text", of length 1
+    -> "input video", "input audio", "input text" (B, d), of length 1, and what `common` gives
     """
-    b, found = model.backbones, {}
-    encode = b.encode
+    encode, found = model.backbones.encode, {}
 
     def keep(tokens, modality, mask=None):
         weight = torch.ones(tokens.shape[:2], device=tokens.device) if mask is None else mask.float()
-        found[f"input {modality}"] = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+        mean = (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+        found[f"input {modality}"] = F.normalize(mean, dim=-1)
         return encode(tokens, modality, mask)
 
-    b.encode = keep
+    model.backbones.encode = keep
     try:
-        z = model(data.augment(batch["video"][:, 0]), batch["audio"][:, 0], batch["text"][:, :1])
+        return {**common(model, batch), **found}
     finally:
-        del b.encode
-    found["va video"], found["va audio"], found["vt video"], z_t = model.project(*z)
-    return {name: F.normalize(x, dim=-1) for name, x in {**found, "vt text": z_t[:, 0]}.items()}
+        del model.backbones.encode
 
 
 def activations(model: vatt.Trained, batch: dict) -> dict[str, torch.Tensor]:
@@ -142,21 +156,26 @@ def plane(x: torch.Tensor) -> np.ndarray:
 def finish(figure, out: Path, name: str, caption: str) -> str:
     """Write the figure with its caption below it as .svg and .png; -> the caption, which begins with the file's name"""
     figure.supxlabel(textwrap.fill(caption, round(16 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8)
-    for ending in ("svg", "png"):
-        figure.savefig(out / f"{name}.{ending}", dpi=110)
-    figures.pyplot().close(figure)
+    figures.save(figure, *(out / f"{name}.{ending}" for ending in ("svg", "png")))
     return f"{name}.svg, .png: {caption}"
+
+
+def scatter(axis, points: np.ndarray, title: str, styles: dict[str, tuple[np.ndarray, object, str]]) -> None:
+    """t-SNE's points (N, 2) in groups: name -> (which of them, colour, marker)"""
+    for name, (which, colour, marker) in styles.items():
+        axis.scatter(*points[which].T, s=18, color=colour, marker=marker, alpha=0.8, linewidths=0, label=name)
+    axis.set(title=title, xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
 
 
 def draw_classes(plt, features: dict[str, tuple[torch.Tensor, torch.Tensor, list[str]]], out: Path) -> str:
     """Figure 2.  name -> features (N, d), classes (N,), their names"""
-    figure, axes = plt.subplots(1, len(features), figsize=(5 * len(features), 5.4), layout="constrained", squeeze=False)
-    for axis, (name, (x, y, classes)) in zip(axes[0], features.items(), strict=True):
-        points = plane(x)
-        for c in range(len(classes)):
-            mine = points[(y == c).numpy()]
-            axis.scatter(*mine.T, s=22, color=plt.cm.viridis(c % 5 / 4.4), marker="osD^v*XP<>"[c // 5 % 10], linewidths=0)
-        axis.set(title=name, xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
+    figure, axes = plt.subplots(1, len(features), figsize=(5 * len(features) + 1.5, 5.4), layout="constrained", squeeze=False)
+    for axis, (run, (x, y, classes)) in zip(axes[0], features.items(), strict=True):
+        styles = {printable(name): ((y == c).numpy(), plt.cm.viridis(c % 5 / 4.4), "osD^v*XP<>"[c // 5 % 10])
+                  for c, name in enumerate(classes)}
+        scatter(axis, plane(x), run, styles)
+    if len(classes) <= 30:  # names of more would not be read
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return finish(figure, out, "classes",
         f"Figure 2: z_out of the backbone, by t-SNE, of {len(x)} test clips, a point each; "
         f"{len(classes)} classes, told apart by marker and lightness.")
@@ -166,25 +185,21 @@ def draw_spaces(plt, runs: dict[str, dict[str, torch.Tensor]], out: Path) -> str
     """Figure 3.  run -> what `spaces` gives"""
     figure, axes = plt.subplots(len(runs), 5, figsize=(16, 3.4 * len(runs) + 0.6), layout="constrained", squeeze=False)
     for row, (run, x) in zip(axes, runs.items(), strict=True):
-        width = max(x[f"input {m}"].shape[1] for m in STYLES)
+        n, width = len(x["vt text"]), max(x[f"input {m}"].shape[1] for m in STYLES)
         x |= {f"input {m}": F.pad(x[f"input {m}"], (0, width - x[f"input {m}"].shape[1])) for m in STYLES}
         for axis, space, title in zip(row, ("input", "va", "vt"), ("input", "output, S_va", "output, S_vt"), strict=False):
             names = [m for m in STYLES if f"{space} {m}" in x]
-            points = np.split(plane(torch.cat([x[f"{space} {m}"] for m in names])), len(names))
-            for m, p in zip(names, points, strict=True):
-                axis.scatter(*p.T, s=12, color=STYLES[m][0], marker=STYLES[m][1], alpha=0.7, linewidths=0, label=m)
-            axis.set(title=f"{run}: {title}", xticks=[], yticks=[], xlabel="t-SNE 1, no unit", ylabel="t-SNE 2, no unit")
-            axis.legend(fontsize=8)
-        for axis, space in zip(row[3:], ("input", "vt"), strict=True):
-            s, own = x[f"{space} video"] @ x[f"{space} text"].T, torch.eye(len(x["vt text"]), dtype=torch.bool)
-            at = torch.linspace(-1, 1, 201)
+            styles = {m: (np.arange(i * n, (i + 1) * n), *STYLES[m][:2]) for i, m in enumerate(names)}
+            scatter(axis, plane(torch.cat([x[f"{space} {m}"] for m in names])), f"{run}: {title}", styles)
+            axis.legend(fontsize=8, framealpha=0.5)
+        for axis, space, title in zip(row[3:], ("input", "vt"), ("input", "output"), strict=True):
+            s, own, at = x[f"{space} video"] @ x[f"{space} text"].T, torch.eye(n, dtype=torch.bool), torch.linspace(-1, 1, 201)
             axis.fill_between(at, density(s[~own][:20000], at), color="0.75", label="random pairs")
             axis.plot(at, density(s[own], at), "k-", label="positive pairs")
-            axis.set(title=f"{run}: video-text, {'input' if space == 'input' else 'output'}", xlabel="cosine similarity",
-                     ylabel="density", ylim=(0, None))
+            axis.set(title=f"{run}: video-text, {title}", xlabel="cosine similarity", ylabel="density", ylim=(0, None))
             axis.legend(fontsize=8)
     return finish(figure, out, "spaces",
-        f"Figure 3: {len(x['vt text'])} held-out clips, a point a clip and modality, by t-SNE: at "
+        f"Figure 3: {n} held-out clips, a point a clip and modality, by t-SNE: at "
         "the input of the Transformer (mean of the tokens with their positions; narrower ones filled up with zeros) and "
         "in the common spaces. Right: kernel densities of the cosines of matching video-text pairs and of others.")
 
@@ -194,12 +209,13 @@ def draw_activations(plt, nodes: dict[str, torch.Tensor], out: Path) -> str:
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     most = torch.stack([x.abs().quantile(0.99) for x in nodes.values()]).max().item()
     for axis, (name, x) in zip(axes, nodes.items(), strict=False):
-        picture = axis.imshow(x.abs(), cmap="Greys", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        image = axis.imshow(x.abs(), cmap="Greys", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
         layers, (colour, marker, dash) = range(1, len(x) + 1), STYLES[name]
         axis.set(title=name, xlabel="node of the MLP's output", ylabel="layer", yticks=range(len(x)), yticklabels=layers)
         axes[3].plot(layers, x.abs().mean(1), color=colour, marker=marker, ls=dash, label=name)
-    figure.colorbar(picture, ax=axes[:3], label="|mean activation|", shrink=0.8)
-    axes[3].set(title="mean over nodes", xlabel="layer", ylabel="|mean activation|", ylim=(0, None), xticks=layers)
+    figure.colorbar(image, ax=axes[:3], label="|mean activation|", shrink=0.8)
+    top = 1.1 * max(x.abs().mean(1).max().item() for x in nodes.values())
+    axes[3].set(title="mean over nodes", xlabel="layer", ylabel="|mean activation|", ylim=(0, top), xticks=layers)
     axes[3].legend()
     return finish(figure, out, "activations",
         "Figure 4: the mean activation, without its sign, of every node at the output of the "
@@ -226,12 +242,13 @@ def draw_attention(plt, video: torch.Tensor, share: torch.Tensor, t: int, fps: f
 
 def draw_drops(plt, lines: dict[str, list[float]], out: Path) -> str:
     """The form of Table 6.  name -> a fraction for each of DROPS"""
-    figure, axis = plt.subplots(figsize=(6, 4.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    percent = [100 * d for d in DROPS]
     for (name, y), marker, dash in zip(lines.items(), "os^Dv*", ("-", "--", ":", "-.", "-", "--"), strict=False):
-        axis.plot([100 * d for d in DROPS], [100 * v for v in y], color="k", marker=marker, ls=dash, label=name)
-    axis.set(xlabel="tokens dropped, % (video and audio)", ylabel="%", ylim=(0, 105), xticks=[100 * d for d in DROPS])
+        axis.plot(percent, [100 * v for v in y], color="k", marker=marker, ls=dash, label=name)
+    axis.set(xlabel="tokens dropped, % (video and audio)", ylabel="R@10 or top-1, %", ylim=(0, 105), xticks=percent)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return finish(figure, out, "drop",
         "Scores where DropToken leaves out tokens of the test clips: R@10 among the held-out clips, "
         "top-1 of classifiers (Tables 5 and 6 train at each rate, as python -m bench study drop does).")
@@ -242,7 +259,7 @@ def draw_drops(plt, lines: dict[str, list[float]], out: Path) -> str:
 
 def classifier_features(run: Path, model: vatt.Classifier, how: Reading) -> dict[str, torch.Tensor]:
     """"x" (N, d), "y" (N, C), "right DROP" (N,) of the test clips of a run of finetune.py, the middle view of each."""
-    saved = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    saved = Run(run).read_config()["settings"]
     found = official.load(saved["data"], run / "index" / "evaluate", [], saved.get("part") or 1, saved.get("allow_outside"))
     rows = np.arange(min(MOST, len(found.test)))
     clips = data.TestDataset([data.Source(found.test, rows)], model.spec(1, 1), classes=len(model.classes))
@@ -259,38 +276,24 @@ def classifier_features(run: Path, model: vatt.Classifier, how: Reading) -> dict
 def draw(runs: list[Path], out: Path, how: Reading) -> list[str]:
     """Draw what the runs give into `out`; -> captions. ValueError with the remedy where an extra or a run is missing."""
     plt = figures.pyplot()
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        plt = None
-    if not plt:
+    if not plt or not importlib.util.find_spec("sklearn"):
         raise ValueError("figures need matplotlib and scikit-learn: pip install -r requirements-extra.txt")
     out.mkdir(parents=True, exist_ok=True)
     said, classes, points, drops = [], {}, {}, {}
     for run in runs:
-        model, name = vatt.load(run).to(how.processes.device), files.folder(run).name
+        model, folder = vatt.load(run).to(how.processes.device), files.folder(run)
+        name = folder.name
         if isinstance(model, vatt.Classifier):
-            x = classifier_features(files.folder(run), model, how)
+            x = classifier_features(folder, model, how)
             classes[name] = x["x"], x["y"].argmax(1), model.classes
             drops[f"top-1, {name}"] = [x[f"right {d}"].mean().item() for d in DROPS]
             continue
-        clips = held(files.folder(run), model)
-        points[name] = over(model, clips, lambda batch, model=model: spaces(model, batch), how)
-
-        def dropped(batch: dict, model=model) -> dict:
-            found, x, a = {}, data.augment(batch["video"][:, 0]), batch["audio"][:, 0]
-            keys = torch.arange(2 * len(x), device=x.device).view(-1, 2)
-            for d in DROPS:
-                z = model.project(*model(x, a, batch["text"][:, :1], (d, d), keys))
-                z = [F.normalize(v, dim=-1) for v in (*z[:3], z[3][:, 0])]
-                found |= dict(zip((f"v_va {d}", f"a_va {d}", f"v_vt {d}", f"t_vt {d}"), z, strict=True))
-            return found
-
-        z = over(model, clips, dropped, how)
-        drops[f"text to video, {name}"] = [recalls(z[f"t_vt {d}"], z[f"v_vt {d}"]) for d in DROPS]
-        drops[f"video to audio, {name}"] = [recalls(z[f"v_va {d}"], z[f"a_va {d}"]) for d in DROPS]
+        clips = held(folder, model)
+        points[name], z = (over(model, clips, partial(what, model), how) for what in (spaces, by_drop))
+        drops[f"text to video, {name}"] = [recalls(z[f"vt text {d}"], z[f"vt video {d}"]) for d in DROPS]
+        drops[f"video to audio, {name}"] = [recalls(z[f"va video {d}"], z[f"va audio {d}"]) for d in DROPS]
         if model.config.shared:
-            nodes = over(model, clips, lambda batch, model=model: activations(model, batch), how)
+            nodes = over(model, clips, partial(activations, model), how)
             said.append(draw_activations(plt, {m: x.mean(0) for m, x in nodes.items()}, out))
         if len(points) == 1:
             some = torch.stack([torch.from_numpy(clips[i][0]["video"][0]) for i in range(min(2, len(clips)))])

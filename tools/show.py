@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -11,11 +10,12 @@ import torch
 
 import data
 import vatt
-from engine import loading
+from engine import arguments, loading
 from engine.errors import TooManyBad, fail, printable, user_errors
+from engine.run import Run
 from engine.sampling import Sampler
 from sources import check, layouts, pack
-from tools.figures import pyplot
+from tools.figures import pyplot, save
 
 COLUMNS = 8             # frames of a clip
 ENOUGH = 100_000        # captions that words are taken from
@@ -28,22 +28,16 @@ def flags(commands) -> None:
     p.add_argument("out", type=Path, metavar="OUT.png")
     p.add_argument("--run", type=Path, metavar="RUN", help="with the words, sizes and augmentation of this run (default: the "
                    "paper's, and all words of the captions)")
-    p.add_argument("--clips", type=int, default=8, help="how many (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="another one chooses others")
+    p.add_argument("--clips", type=arguments.count, default=8, help="how many (default: %(default)s)")
+    p.add_argument("--seed", type=arguments.whole, default=0, help="another one chooses others")
     p.set_defaults(command=run)
 
 
-def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def run(_p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """`python data.py show`: exit code 2 for what the user can mend, 3 where no clip can be read"""
-    if args.clips < 1 or args.seed < 0:
-        p.error("--clips must be at least 1, --seed at least 0")
-    if not args.out.parent.is_dir():
-        p.error(f"there is no folder for {args.out}")
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
         rows = layouts.list_files(*layouts.parse_source(args.path), Path(scratch) / "index", Path(scratch) / "problems")
         spec, words = of_run(args.run) if args.run else (data.ClipSpec(noise=0.01), None)
-        if not (plt := pyplot()):
-            raise ValueError("show needs matplotlib: pip install matplotlib")
         words = words or vatt.tokenize.Vocabulary.build(itertools.islice(rows.texts(), ENOUGH))
         sampler = Sampler([len(rows)], [1.0], args.clips, args.seed)
         clips = data.TrainDataset([data.Source.to_train(rows)], sampler, spec, args.seed, vocabulary=words)
@@ -51,35 +45,41 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             batch, failed = loading.collate([clips[0, slot] for slot in range(args.clips)])
         except TooManyBad as e:
             fail(3, printable(str(e)))
-        figure, axes = plt.subplots(2 * args.clips, 2, figsize=(18, 2.4 * args.clips), height_ratios=[4, 1] * args.clips,
-                                    width_ratios=[COLUMNS, 4], layout="constrained", squeeze=False)
-        seen = (data.augment(batch["video"], batch["flip"], batch["colour"]) + 1) / 2
-        at = torch.linspace(0, spec.frames - 1, min(COLUMNS, spec.frames)).long()
-        for i, (path, text, said) in enumerate(zip(batch["path"], batch["text"], batch["has_text"], strict=True)):
-            (frames, beside), (audio, nothing) = axes[2 * i : 2 * i + 2]
-            frames.imshow(torch.cat(list(seen[i, at]), 1).numpy())
-            audio.plot(batch["audio"][i].numpy(), lw=0.4)
-            audio.set(xlim=(0, spec.samples), ylim=(-1, 1))
-            lines = [" ".join(words.words[k] for k in row if k) for row in text[said].tolist()]
-            lines = [Path(path).name, "", *(lines or ["(no captions)"]), *([] if batch["has_audio"][i] else ["(no audio)"])]
-            beside.text(0, 1, printable("\n".join(lines)).replace("\ufffd", "\n"), va="top", fontsize=9, parse_math=False)
-            for axis in (frames, beside, audio, nothing):
-                axis.set_axis_off()
-        figure.savefig(args.out, dpi=80)
-        plt.close(figure)
+        draw(batch, words, args.out)
     for path, reason in failed:
         print(f"unreadable, another clip in its place: {printable(path)}: {reason}")
     print(f"{args.out}: {args.clips} of {len(rows)} clips, {spec.frames} frames at {spec.fps:g} a second, of which "
-          f"{len(at)} are shown")
+          f"{min(COLUMNS, spec.frames)} are shown")
+
+
+def draw(batch: dict, words: "vatt.tokenize.Vocabulary", out: Path) -> None:
+    """Some frames of each clip, its words beside them and its waveform below; ValueError without matplotlib."""
+    if not (plt := pyplot()):
+        raise ValueError("show needs matplotlib: pip install matplotlib")
+    n, (_, samples) = len(batch["path"]), batch["audio"].shape
+    seen = (data.augment(batch["video"], batch["flip"], batch["colour"]) + 1) / 2
+    at = torch.linspace(0, seen.shape[1] - 1, min(COLUMNS, seen.shape[1])).long()
+    figure, axes = plt.subplots(2 * n, 2, figsize=(18, 2.4 * n), height_ratios=[4, 1] * n, width_ratios=[COLUMNS, 4],
+                                layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, ((frames, beside), (audio, _)) in enumerate(zip(axes[::2], axes[1::2], strict=True)):
+        frames.imshow(torch.cat(list(seen[i, at]), 1).numpy())
+        audio.plot(batch["audio"][i].numpy(), lw=0.4)
+        audio.set(xlim=(0, samples), ylim=(-1, 1))
+        said = batch["text"][i][batch["has_text"][i]].tolist()
+        lines = [Path(batch["path"][i]).name, "", *(" ".join(words.words[k] for k in row if k) for row in said)]
+        lines += ["(no captions)"] * (not said) + ["(no audio)"] * (not batch["has_audio"][i])
+        beside.text(0, 1, "\n".join(map(printable, lines)), va="top", fontsize=9, parse_math=False)
+    save(figure, out)
 
 
 def of_run(run: Path) -> tuple[data.ClipSpec, "vatt.tokenize.Vocabulary"]:
     """The spec and the words of a run"""
     try:
-        s = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
-        spec = data.ClipSpec(frames=s["frames"], fps=s["fps"], size=s["size"], rate=s["rate"],
-                             area=tuple(s["area"]), colour=tuple(s["colour"]), noise=s["noise"])
-        return spec, vatt.vocabulary(run)
+        saved = Run(run).read_config()["settings"]
+        same = {name: saved[name] for name in ("frames", "fps", "size", "rate", "noise")}
+        return data.ClipSpec(**same, area=tuple(saved["area"]), colour=tuple(saved["colour"])), vatt.vocabulary(run)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"--run {run} is no run of pretrain.py ({e})") from None
 
