@@ -19,6 +19,7 @@ from engine.workers import Failed, map_isolated
 from media import Media, Unreadable
 from sources import layouts
 from sources.census import captions
+from sources.files import columns
 from sources.index import Index, opened, starts
 from sources.shards import checksum
 
@@ -81,13 +82,7 @@ def write_broken(path: Path, rows: Iterable[tuple[str, float, float, str]]) -> c
 
 def broken_files(path: Path | None) -> frozenset[str]:
     """The names in a csv of `write_broken`, for --skip; none where there is no path. ValueError where it is something else."""
-    if path is None:
-        return frozenset()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        table = csv.DictReader(file)
-        if "path" not in (table.fieldnames or ()):
-            raise ValueError(f"--skip {path} has no column path: name a list as data.py check writes it")
-        return frozenset(row["path"] for row in table)
+    return frozenset(row["path"] for _, row in columns(path, "path")) if path else frozenset()
 
 
 def examine(task: tuple[Path, int, bool]) -> str | None:

@@ -217,9 +217,8 @@ def table(files: Files, paths: list[Path], column: str, outside: bool = False) -
     the root of `files` is one above all. The list is read twice, and some bytes a row are kept of it: it may be large.
     """
     root = above = paths[0].parent.absolute()
-    label = [label_of(path, column) for path in paths]
+    label, numbers = [label_of(path, column) for path in paths], {}
     captioned = label[0] in CAPTIONS and not column
-    numbers: dict[str, int] = {}
     kept = array("Q"), array("Q"), array("i"), array("b"), array("i")       # of each row: file, part, class, side, line
     read = lambda: ((path, *entry) for path, name in zip(paths, label, strict=True) for entry in entries(path, name))
     for path, at, name, start, end, what, side in read():
