@@ -233,7 +233,7 @@ def test_files_on_the_list_of_check_are_left_out_and_a_stopped_run_goes_on(tmp_p
     assert "unreadable" not in said.split("6 clips to train on")[1]
     assert len(rows(out)) > done
     table.write_text("name\n")
-    assert "the header has no path" in refused([*both(films), *TINY, "--out", str(tmp_path / "new"), "--skip", str(table)], capsys)
+    assert "header has no path" in refused([*both(films), *TINY, "--out", str(tmp_path / "new"), "--skip", str(table)], capsys)
 
 
 def test_thirty_percent_of_broken_films_are_counted_exactly_and_training_goes_on(tmp_path, capsys):
