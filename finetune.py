@@ -79,7 +79,7 @@ CHOICES = dict.fromkeys(("task", "data", "init", "modality", "epochs", "componen
     part=1, scratch=False, allow_outside=False, classifier="low-rank")
 
 
-def flags(values: dict) -> argparse.ArgumentParser:
+def flags(values: dict | None = None) -> argparse.ArgumentParser:
     """The command line; `values` are those of the flags that are not given, for --help"""
     p = argparse.ArgumentParser(usage="%(prog)s [flags]; --help lists them", allow_abbrev=False,
                                 argument_default=argparse.SUPPRESS,
@@ -116,7 +116,7 @@ def flags(values: dict) -> argparse.ArgumentParser:
     g.add_argument("--windows", type=arguments.count, help="views of a file in time (A.2.5)")
     g.add_argument("--crops", type=arguments.count, help="views in space, of each of those in time (A.2.5)")
     arguments.run_flags(p, "runs/demo-finetune, or runs/TASK with --task", "score")
-    arguments.show_defaults(p, values)
+    arguments.show_defaults(p, values or {})
     return p
 
 
