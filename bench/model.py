@@ -71,9 +71,8 @@ def run(p: argparse.ArgumentParser, args: argparse.Namespace, _device: str) -> l
         p.error("--batch max needs a GPU and --parts step")
     if batch == 1 and "step" in parts:
         p.error("--batch must be at least 2 for the whole step (batch norm)")
-    how = ("precision", "tokens", "steps", "chunk", "compile", "recompute")
-    s = setting(args.preset or ("mbs" if cuda else "bbs"), batch, drop=sorted(set(args.drop)),
-                **{name: getattr(args, name) for name in how})
+    s = setting(args.preset or ("mbs" if cuda else "bbs"), batch, drop=sorted(set(args.drop)), precision=args.precision,
+                tokens=args.tokens, steps=args.steps, chunk=args.chunk, compile=args.compile, recompute=args.recompute)
     print(f"preset {s.preset}, batch {batch}, {s.precision}{', compiled' * s.compile}"
           f"{', ours recomputes activations' * s.recompute}; {s.steps} alternating rounds")
     rows = []
@@ -109,8 +108,7 @@ def peak_memory(run: Callable, device: torch.device, module: nn.Module, *more: t
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
+        run()  # the allocator counts as kernels are asked for, not as they run
         return held + torch.cuda.max_memory_allocated() - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes to the terminal
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded, tempfile.TemporaryDirectory() as folder:
@@ -254,8 +252,17 @@ def droptoken_part(s: SimpleNamespace) -> list[dict]:
 def step_part(s: SimpleNamespace) -> list[dict]:
     """the whole step of pre-training on made-up clips: three towers, heads, losses, Adam; at each drop rate"""
     step_at, model, optimizer = whole_step(s)
+    def fits(n: int) -> bool:
+        torch.cuda.empty_cache()
+        try:
+            for _ in range(2):
+                step_at(s.drop[0], clips(s.config, n, s.device))()
+        except torch.cuda.OutOfMemoryError:
+            return False
+        return True
+
     if s.batch == "max":
-        s.batch = largest(lambda n: fits(lambda: step_at(s.drop[0], clips(s.config, n, s.device))))
+        s.batch = largest(fits)
     batch, at_once = clips(s.config, s.batch, s.device), min(s.batch, s.chunk or s.batch)
     for d in s.drop:
         step_at(d, batch)()  # Adam's state comes with the first
@@ -275,17 +282,6 @@ def whole_step(s: SimpleNamespace) -> tuple[Callable, vatt.VATT, torch.optim.Opt
         return lambda: (model.zero_grad(set_to_none=True), step(batch, 0), optimizer.step())
 
     return step_at, model, optimizer
-
-
-def fits(prepared: Callable[[], Callable]) -> bool:
-    """Whether two steps find memory on the GPU, with the clips that `prepared()` makes for them"""
-    torch.cuda.empty_cache()
-    try:
-        run = prepared()
-        run(), run()
-    except torch.cuda.OutOfMemoryError:
-        return False
-    return True
 
 
 def tokens(config: vatt.Config) -> int:

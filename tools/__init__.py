@@ -1,1 +1,1 @@
-"""What reads runs: vectors of files, search, pictures."""
+"""What reads runs: vectors of files, search, figures."""

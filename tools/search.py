@@ -1,4 +1,4 @@
-"""Search: the moments of videos that are nearest to some words (Section A.3.3), as a table, a picture, a page and JSON."""
+"""Search: the moments of videos that are nearest to some words (Section A.3.3), as a table, a figure, a page and JSON."""
 
 import base64
 import contextlib
@@ -93,7 +93,7 @@ def search(args, how: Reading) -> None:
         each = [{**moment._asdict(), "path": str(root / moment.video)} for moment in best]
         write_text(args.json, json.dumps({"words": words, "unknown": unknown, "moments": each}, indent=2) + "\n")
     drawn = figures.contact_sheet(rows, words + without, out)
-    print(f"\n{out.with_suffix('.html')}, {out if drawn else 'and pip install matplotlib draws a picture'}")
+    print(f"\n{out.with_suffix('.html')}, {out if drawn else 'and pip install matplotlib draws a figure'}")
 
 
 def best_apart(moments: list[Moment], top: int, each: int) -> list[Moment]:
@@ -125,10 +125,10 @@ def page(title: str, note: str, links: list[str], rows: list[tuple[str, np.ndarr
 
 def jpeg(frames: np.ndarray) -> str:
     """Frames (N, h, w, 3) side by side, as a JPEG in base64"""
-    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.concatenate(list(frames), 1)), "rgb24")
+    row = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.concatenate(list(frames), 1)), "rgb24")
     encoder = av.CodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = picture.width, picture.height, "yuvj420p"
+    encoder.width, encoder.height, encoder.pix_fmt = row.width, row.height, "yuvj420p"
     encoder.time_base = Fraction(1, 25)
     encoder.qmin = encoder.qmax = 4
-    packets = [*encoder.encode(picture.reformat(format="yuvj420p")), *encoder.encode(None)]
+    packets = [*encoder.encode(row.reformat(format="yuvj420p")), *encoder.encode(None)]
     return base64.b64encode(b"".join(map(bytes, packets))).decode()

@@ -23,7 +23,7 @@ ENOUGH = 100_000        # captions that words are taken from
 
 def flags(commands) -> None:
     """The command line of `show`"""
-    p = commands.add_parser("show", help="a picture of clips as the model sees them, with their captions and audio")
+    p = commands.add_parser("show", help="a figure of clips as the model sees them, with their captions and audio")
     p.add_argument("path", metavar="[KIND=]PATH", help="a folder of videos, as --data of pretrain.py takes it, or of shards")
     p.add_argument("out", type=Path, metavar="OUT.png")
     p.add_argument("--run", type=Path, metavar="RUN", help="with the words, sizes and augmentation of this run (default: the "

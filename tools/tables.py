@@ -4,13 +4,12 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from engine.errors import plural, printable
-from engine.run import Run, write_text
+from engine.run import Run, read_json, write_text
 
 TASKS = ("text_to_video", "video_to_audio", "audio_to_video")
 FEW = 50  # files: below that, one more or less is more than two points
@@ -68,7 +67,7 @@ def classes(scores: dict) -> str:
     return aligned([*rows, row("this run", scores), row("chance", chance), *([line] for line in rest)], 26, 10, 10, 10)
 
 
-def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
+def write_csv(path: Path, rows: list) -> None:
     """Write rows whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -78,15 +77,14 @@ def write_csv(path: Path, rows: Iterable[Iterable]) -> None:
 
 def write_classes(scores: dict, classes: list[str], path: Path) -> str:
     """Write a row for each class -> the lowest and the highest of them, to be printed."""
-    names = ("AP", "AUC of each") if "AP" in scores else ("recall", "precision")
-    head = "class", "samples", *(name.replace(" of each", "") for name in names)
-    write_csv(path, [head, *zip(classes, scores["samples"], *(scores[name] for name in names), strict=True)])
-    rows = zip(scores[names[0]], classes, scores["samples"], strict=True)
-    ranked = sorted(row for row in rows if row[0] is not None)
-    say = lambda rows: "; ".join(f"{printable(name)} {100 * s:.0f}% of {n}" for s, name, n in rows)
+    first, second = ("AP", "AUC of each") if "AP" in scores else ("recall", "precision")
+    rows = list(zip(classes, scores["samples"], scores[first], scores[second], strict=True))
+    write_csv(path, [("class", "samples", first, second.removesuffix(" of each")), *rows])
+    ranked = sorted((score, name, n) for name, n, score, _ in rows if score is not None)
+    say = lambda rows: "; ".join(f"{printable(name)} {100 * score:.0f}% of {n}" for score, name, n in rows)
     if len(ranked) <= 10:
-        return f"{names[0]} by class: {say(ranked[::-1])}"
-    return f"lowest {names[0]}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
+        return f"{first} by class: {say(ranked[::-1])}"
+    return f"lowest {first}: {say(ranked[:5])}\nhighest: {say(ranked[:-6:-1])}"
 
 
 FILES = ("path", "unreadable", "label", "probability")  # the first columns of a csv of files
@@ -119,9 +117,9 @@ def keep(out: Path, name: str, scores: dict) -> None:
     """Adds scores to evaluate.json"""
     out.mkdir(parents=True, exist_ok=True)
     path, known = out / "evaluate.json", {}
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # torn: these scores matter more
-        known = json.loads(path.read_text(encoding="utf-8"))
-    write_text(path, json.dumps({**(known if isinstance(known, dict) else {}), name: scores}, indent=2) + "\n")
+    with contextlib.suppress(OSError, ValueError):  # torn: these scores matter more
+        known = read_json(path)
+    write_text(path, json.dumps({**known, name: scores}, indent=2) + "\n")
 
 
 def left() -> str:
