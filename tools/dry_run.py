@@ -82,17 +82,21 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
     else:
         x = torch.rand(2048, 2048, device=device)
         run, how, work = lambda: x @ x, "at least, at the speed of a plain matmul", 2 * 2048**3
-    for _ in range(2):  # the first one allocates memory and chooses algorithms
-        began = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        took = time.perf_counter() - began
-    computing = took / work * clip * mine
+    computing = seconds_of(run, device) / work * clip * mine
     waiting = 0.0 if s.cache else decoding * mine / max(1, s.workers)
     seconds = max(computing, waiting)
     print(f"time {seconds:.3g} s a step, about: {computing:.3g} computing, {how}, and meanwhile "
           f"{waiting:.3g} decoding; {seconds * s.steps / 86400:.3g} days for {s.steps} steps, without evaluations")
+
+
+def seconds_of(run: Callable, device: torch.device) -> float:
+    """Seconds of the second of two calls; the first one allocates memory and chooses algorithms"""
+    for _ in range(2):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def free_memory(device: torch.device) -> float:
