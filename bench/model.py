@@ -27,6 +27,7 @@ from tqdm import tqdm
 import vatt
 from bench import table
 from engine import arguments
+from engine.loop import configure
 from engine.processes import Processes
 from pretrain import Step
 from tools.dry_run import cost, flops
@@ -123,6 +124,8 @@ def peak_memory(run: Callable, device: torch.device, module: nn.Module, *more: t
 class Peer(nn.Module):
     """Another library's blocks, with an AGG before and a LayerNorm after them, as in ours.  (B, N, d) -> z_out (B, d)"""
 
+    recompute = False  # has no such thing, but is compiled as ours
+
     def __init__(self, blocks: nn.Module, d: int):
         super().__init__()
         self.x_agg, self.blocks, self.norm = nn.Parameter(torch.randn(d)), blocks, nn.LayerNorm(d, eps=1e-6)
@@ -200,15 +203,6 @@ def measure(part: str, s: SimpleNamespace, runs: dict[str, tuple], n: int, **mor
     return rows
 
 
-def prepare(module: nn.Module, s: SimpleNamespace) -> nn.Module:
-    """On the device, its Transformers compiled (others', too) or set to recompute (ours), as the flags say"""
-    for transformer in (m for m in module.modules() if isinstance(m, (Transformer, Peer))):
-        transformer.recompute = s.recompute
-        if s.compile:
-            transformer.compile(dynamic=False)
-    return module.to(s.device)
-
-
 def learning(module: nn.Module, forward: Callable, s: SimpleNamespace) -> Callable:
     """A call that does one step, forward and backward, of a module that takes part in `forward() -> z`"""
     def run():
@@ -225,7 +219,7 @@ def encoder_part(s: SimpleNamespace) -> list[dict]:
     size, runs = s.config.video, {}
     x = torch.randn(s.batch, s.tokens, size.d, device=s.device)
     for name, flop in contenders(size, s.batch, s.tokens).items():
-        module = prepare(encoder(name, size), s)
+        module = configure(encoder(name, size), s, s.device)
         runs[name] = learning(module, lambda m=module: m(x), s), flop, module
     rows = measure("encoder", s, runs, s.batch * (1 + s.tokens), tokens=s.tokens)
     rows[0] |= {f"vs_{r['name']}": r["step_s"] / rows[0]["step_s"] for r in rows[1:]}
@@ -239,7 +233,7 @@ def droptoken_part(s: SimpleNamespace) -> list[dict]:
     with torch.device("meta"):
         still, none = vatt.Backbones(config), torch.empty(shape)
         flop = [flops(lambda d=d: still.video(none, d, keys.to("meta")).sum().backward()) for d in drops]
-    model = prepare(vatt.Backbones(config), s)
+    model = configure(vatt.Backbones(config), s, s.device)
     video, keys, n = torch.rand(shape, device=s.device) * 2 - 1, keys.to(s.device), tokens(config)
     runs = {f"{d:.0%} dropped": (learning(model, lambda d=d: model.video(video, d, keys), s), f, model)
             for d, f in zip(drops, flop, strict=True)}
@@ -274,7 +268,7 @@ def step_part(s: SimpleNamespace) -> list[dict]:
 
 def whole_step(s: SimpleNamespace) -> tuple[Callable, vatt.VATT, torch.optim.Optimizer]:
     """(drop rate, batch) -> a call for one step of pre-training, Adam's included; with its model and optimizer"""
-    model = prepare(vatt.VATT(s.config), s)
+    model = configure(vatt.VATT(s.config), s, s.device)
     optimizer, processes = torch.optim.Adam(model.parameters(), fused=s.device.type == "cuda" or None), Processes()
 
     def step_at(drop: float, batch: dict) -> Callable:
