@@ -212,10 +212,9 @@ def draw_activations(plt, nodes: dict[str, torch.Tensor], out: Path) -> str:
         image = axis.imshow(x.abs(), cmap="Greys", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
         layers, (colour, marker, dash) = range(1, len(x) + 1), STYLES[name]
         axis.set(title=name, xlabel="node of the MLP's output", ylabel="layer", yticks=range(len(x)), yticklabels=layers)
-        axes[3].plot(layers, x.abs().mean(1), color=colour, marker=marker, ls=dash, label=name)
+        axes[3].plot(layers, x.abs().mean(1), color=colour, marker=marker, ls=dash, label=name, clip_on=False)
     figure.colorbar(image, ax=axes[:3], label="|mean activation|", shrink=0.8)
-    top = 1.1 * max(x.abs().mean(1).max().item() for x in nodes.values())
-    axes[3].set(title="mean over nodes", xlabel="layer", ylabel="|mean activation|", ylim=(0, top), xticks=layers)
+    axes[3].set(title="mean over nodes", xlabel="layer", ylabel="|mean activation|", ylim=(0, None), xticks=layers)
     axes[3].legend()
     return finish(figure, out, "activations",
         "Figure 4: the mean activation, without its sign, of every node at the output of the "
