@@ -36,8 +36,12 @@ def flags(commands) -> None:
 def run(_p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """`python data.py show`: exit code 2 for what the user can mend, 3 where no clip can be read"""
     with user_errors(), tempfile.TemporaryDirectory() as scratch:
+        if not args.out.parent.is_dir():
+            raise ValueError(f"there is no folder for {args.out}")
         rows = layouts.list_files(*layouts.parse_source(args.path), Path(scratch) / "index", Path(scratch) / "problems")
         spec, words = of_run(args.run) if args.run else (data.ClipSpec(noise=0.01), None)
+        if not pyplot():
+            raise ValueError("show needs matplotlib: pip install matplotlib")
         words = words or vatt.tokenize.Vocabulary.build(itertools.islice(rows.texts(), ENOUGH))
         sampler = Sampler([len(rows)], [1.0], args.clips, args.seed)
         clips = data.TrainDataset([data.Source.to_train(rows)], sampler, spec, args.seed, vocabulary=words)
@@ -53,13 +57,11 @@ def run(_p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def draw(batch: dict, words: "vatt.tokenize.Vocabulary", out: Path) -> None:
-    """Some frames of each clip, its words beside them and its waveform below; ValueError without matplotlib."""
-    if not (plt := pyplot()):
-        raise ValueError("show needs matplotlib: pip install matplotlib")
+    """Draw some frames of each clip, its words beside them and its waveform below."""
     n, (_, samples) = len(batch["path"]), batch["audio"].shape
     seen = (data.augment(batch["video"], batch["flip"], batch["colour"]) + 1) / 2
     at = torch.linspace(0, seen.shape[1] - 1, min(COLUMNS, seen.shape[1])).long()
-    figure, axes = plt.subplots(2 * n, 2, figsize=(18, 2.4 * n), height_ratios=[4, 1] * n, width_ratios=[COLUMNS, 4],
+    figure, axes = pyplot().subplots(2 * n, 2, figsize=(18, 2.4 * n), height_ratios=[4, 1] * n, width_ratios=[COLUMNS, 4],
                                 layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
