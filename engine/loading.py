@@ -87,7 +87,10 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes, workers: int 
 
 def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, device: torch.device,
              grace: float = GRACE) -> Batches:
-    """Batches of n pieces each; a thread makes the next one while the last one is used, and copies it to a GPU."""
+    """Batches of n pieces each; a thread makes the next one while the last one is used, and copies it to a GPU.
+
+    Without workers, a GPU or a core to spare there is no thread: it would take its core from the step.
+    """
     loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers), loader.dataset.in_flight.skip)
     others = multiprocessing.active_children()
     pieces = iter(loader)  # starts the workers
@@ -97,17 +100,23 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
     made, wanted, done = queue.Queue(), threading.Semaphore(1), threading.Event()
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def make() -> None:
+    def make() -> tuple[dict, list] | None:
+        parts = [(to_device(clips, device) if side or n > 1 else clips, failed) for clips, failed in islice(pieces, n)]
+        return concatenate(parts) if parts else None
+
+    if not (side or loader.num_workers or torch.get_num_threads() < (os.cpu_count() or 1)):
+        yield from iter(make, None)
+        return
+
+    def keep_making() -> None:
         try:
             while wanted.acquire() and not done.is_set():
                 with torch.cuda.stream(side) if side else contextlib.nullcontext():
-                    parts = [(to_device(clips, device) if side or n > 1 else clips, failed)
-                             for clips, failed in islice(pieces, n)]
-                    made.put(concatenate(parts) if parts else None)
+                    made.put(make())
         except BaseException as error:
             made.put(error)
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=keep_making, daemon=True)
     thread.start()
     try:
         while True:
