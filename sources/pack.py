@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine import arguments
-from engine.errors import fail, user_errors
+from engine.errors import fail, plural, user_errors
 from engine.run import lock, write_text
 from engine.workers import Failed, map_isolated
 from media import Media, Unreadable
@@ -74,8 +74,8 @@ def run(_, args: argparse.Namespace) -> None:
             pack_all(source, args)
             conclude(source, args)
         packed, sizes = Index(args.out / "index"), [path.stat().st_size for path in args.out.glob("shard-*.tar")]
-        print(f"{args.out}: {len(packed)} clips with {packed.captions} captions, {sum(sizes) / 1e9:.3f} GB in {len(sizes)} "
-              f"shards; train with --data shards={args.out}")
+        print(f"{args.out}: {plural(len(packed), 'clip')} with {plural(packed.captions, 'caption')}, {sum(sizes) / 1e9:.3f} GB "
+              f"in {plural(len(sizes), 'shard')}; train with --data shards={args.out}")
         Path(held.name).unlink(missing_ok=True)
 
 
@@ -199,7 +199,7 @@ def conclude(source: Index, args: argparse.Namespace) -> None:
     index.write(out / "index", out, rows(source, args), packed=True)
     shutil.rmtree(out / "partial", ignore_errors=True)
     if reasons:
-        print(f"{reasons.total()} videos could not be packed ({broken}")
+        print(f"{plural(reasons.total(), 'video')} could not be packed ({broken}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- one file
