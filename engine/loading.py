@@ -87,9 +87,10 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes, workers: int 
 
 def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, device: torch.device,
              grace: float = GRACE) -> Batches:
-    """Batches of n pieces each; a thread makes the next one while the last one is used, and copies it to a GPU.
+    """Batches of n pieces each, made by a thread, which copies them to a GPU, so that a file that hangs does not hang this one.
 
-    Without workers, a GPU or a core to spare there is no thread: it would take its core from the step.
+    It makes the next one while the last one is used, but without workers, a GPU or a core to spare: there it would take its
+    core from the step.
     """
     loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers), loader.dataset.in_flight.skip)
     others = multiprocessing.active_children()
@@ -100,23 +101,21 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
     made, wanted, done = queue.Queue(), threading.Semaphore(1), threading.Event()
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def make() -> tuple[dict, list] | None:
-        parts = [(to_device(clips, device) if side or n > 1 else clips, failed) for clips, failed in islice(pieces, n)]
-        return concatenate(parts) if parts else None
+    ahead = side or loader.num_workers or torch.get_num_threads() < (os.cpu_count() or 1)
 
-    if not (side or loader.num_workers or torch.get_num_threads() < (os.cpu_count() or 1)):
-        yield from iter(make, None)
-        return
-
-    def keep_making() -> None:
+    def make() -> None:
+        if not ahead:
+            torch.set_num_threads(1)  # in this thread alone: with a second team OpenMP lets both sleep between their parts
         try:
             while wanted.acquire() and not done.is_set():
                 with torch.cuda.stream(side) if side else contextlib.nullcontext():
-                    made.put(make())
+                    parts = [(to_device(clips, device) if side or n > 1 else clips, failed)
+                             for clips, failed in islice(pieces, n)]
+                    made.put(concatenate(parts) if parts else None)
         except BaseException as error:
             made.put(error)
 
-    thread = threading.Thread(target=keep_making, daemon=True)
+    thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:
         while True:
@@ -137,12 +136,15 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
                 raise found
             if found is None:
                 return
-            wanted.release()
+            if ahead:
+                wanted.release()
             if side:
                 torch.cuda.current_stream(device).wait_stream(side)
                 for tensor in filter(torch.is_tensor, found[0].values()):
                     tensor.record_stream(torch.cuda.current_stream(device))  # not reused while this step needs it
             yield found
+            if not ahead:
+                wanted.release()
     finally:
         done.set()
         wanted.release()

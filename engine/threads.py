@@ -1,8 +1,7 @@
 """How the threads of torch wait for each other. To be imported before torch, whose OpenMP reads it once.
 
-By default they spin, for a third of a second: where cores are idle that is quickest, but a thread that spins keeps its core
-from the one that it waits for, and beside other programs a step takes twenty times as long. So they sleep where, at the
-start, others use the cores.
+By default they spin: where cores are idle that is quickest, but a thread that spins keeps its core from the one that it waits
+for, and beside other programs a step takes twenty times as long. So they sleep where, at the start, others use the cores.
 """
 
 import contextlib

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -246,6 +247,19 @@ def test_a_worker_that_dies_or_hangs_is_reported_with_the_file_it_held_and_none_
     for child in multiprocessing.active_children():
         child.join(5)
     assert not any(Path(f"/proc/{pid}").exists() for pid in some.in_flight.table[:, 0].int().tolist())
+
+
+def test_without_workers_too_a_file_that_hangs_is_named_also_where_no_core_is_to_spare(root, tmp_path, monkeypatch):
+    threads, free = torch.get_num_threads(), threading.Event()
+    failing(monkeypatch, lambda: free.wait(60))
+    torch.set_num_threads(os.cpu_count())
+    try:
+        with pytest.raises(loading.WorkerError, match=r"took more than --timeout .*03\.mp4"):
+            list(loading.train_batches(clips(root, tmp_path / "0"), 4, Rank(), 0, 50, 0, timeout=2))
+        assert torch.get_num_threads() == os.cpu_count()
+    finally:
+        free.set()
+        torch.set_num_threads(threads)
 
 
 def test_shared_memory_that_cannot_hold_the_batches_is_told_at_the_start_with_the_remedy(monkeypatch):
