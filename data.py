@@ -25,7 +25,8 @@ from engine.sampling import Sampler, generator
 from media import Unreadable
 from media.cache import Reader
 from media.captions import nearest
-from sources.index import Index, Row, complement, starts, windows
+from media.convert import shorter_side
+from sources.index import Index, Row, complement, even, starts, windows
 
 TRIES = 100                       # files that one slot may try before the data are given up
 AREA = (0.08, 1.0)                # Section A.2.1: a crop's share of the frame
@@ -289,11 +290,8 @@ def read_views(media, row: Row, s: ClipSpec) -> tuple[float, dict]:
     at = windows(first, last, 1 if "image" in s.modalities else s.windows, s.fps)
     seen = next((name for name in ("video", "image") if name in s.modalities), None)
     if seen:
-        def shape(width: int, height: int) -> tuple[int, int]:
-            # Ours: the shorter side is `size`, the other one rounded (official: cut to whole pixels).
-            return tuple(min(max(s.size, round(x * (s.size / min(width, height)))), 8 * s.size) for x in (height, width))
-
-        whole = [read_clip(media, row, start, s, WHOLE, shape) for start in at]
+        # Ours: the shorter side is `size`, the other one rounded (official: cut to whole pixels).
+        whole = [read_clip(media, row, start, s, WHOLE, shorter_side(s.size)) for start in at]
         clips = [{**clip, seen: view} for clip in whole for view in crops(clip[seen], s.size, s.crops)]
     else:
         clips = [read_clip(media, row, start, s, WHOLE) for start in at]
@@ -311,8 +309,7 @@ def read_views(media, row: Row, s: ClipSpec) -> tuple[float, dict]:
 def crops(x: np.ndarray, size: int, n: int) -> list[np.ndarray]:
     """n squares along the longer side, from one end to the other; one is in the middle (A.2.5).  (.., h, w, 3)"""
     h, w = x.shape[-3:-1]
-    shares = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
-    places = [(round((h - size) * share), round((w - size) * share)) for share in shares]
+    places = [(round((h - size) * share), round((w - size) * share)) for share in even(n)]
     return [x[..., top : top + size, left : left + size, :] for top, left in places]
 
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import data
 import vatt
 from engine.arguments import count, positive, whole
-from engine.errors import Unreadable, fail, plural, printable
+from engine.errors import Unreadable, fail, plural, printable, warn
 from engine.loading import Batches, WorkerError
 from engine.processes import Processes
 from engine.run import Run, write_text
@@ -331,8 +331,7 @@ def source(args, part: int, processes: Processes) -> Labelled:
     which = f" {part} of {official.parts(text)}" if official.parts(text) > 1 else ""
     processes.print(f"{data.name}{which}: {len(data.test)} of {data.listed[1]} test clips found")
     if processes.first:
-        for line in problems[:10]:
-            print(f"warning: {line}", file=sys.stderr)
+        warn(problems)
         if data.missing:
             out.mkdir(parents=True, exist_ok=True)
             write_text(out / f"{data.name}-missing.txt", "\n".join(data.missing) + "\n")

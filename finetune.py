@@ -198,6 +198,7 @@ class SGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
+        """One update of all parameters that have a gradient"""
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):
                 if "v" not in self.state[p]:

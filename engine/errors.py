@@ -6,6 +6,8 @@ and 130 after Ctrl-C, both with a checkpoint.
 
 import contextlib
 import sys
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 MAX_PROBLEMS = 1_000_000    # lines of a list: a hundred million files may each have something to tell
@@ -39,6 +41,12 @@ def report(problems: list[str], path: Path) -> None:
         print("\n".join(f"warning: {line}" for line in shown) + more, file=sys.stderr, flush=True)
 
 
+def warn(problems: Iterable[str]) -> None:
+    """Warn of the first ten"""
+    for line in islice(problems, 10):
+        print(f"warning: {printable(line)}", file=sys.stderr)
+
+
 class Unreadable(Exception):
     """A file that cannot give what was asked; `reason` is one of a few fixed phrases, fit for counting."""
 
@@ -61,6 +69,7 @@ class Unbroken:
         self.stream = stream
 
     def write(self, text: str) -> None:
+        """Write and flush what can be"""
         with contextlib.suppress(OSError):
             self.stream.write(text)
             self.stream.flush()

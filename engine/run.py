@@ -136,6 +136,7 @@ class Run:
                     self.events.add_scalar(name, value, row["step"])
 
     def rows(self) -> Iterator[dict]:
+        """The rows of metrics.jsonl"""
         return (row for row in read_rows(self.out / "metrics.jsonl") if isinstance(row.get("step"), int))
 
     def results(self) -> dict:

@@ -34,6 +34,7 @@ class Worker:
         self.number, self.since = None, 0.0
 
     def give(self, number: int, task: Any) -> None:
+        """Begin a task."""
         self.number, self.since = number, time.monotonic()
         self.pipe.send(task)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from media.container import EPS, Closing, Unreadable
+from media.convert import shorter_side
 from media.decode import Media
 
 LONGEST = 30.0  # seconds; of a longer video it is cheaper to decode the clip alone
@@ -46,12 +47,8 @@ class Decoded(Closing):
     @cached_property
     def frames(self) -> np.ndarray:
         """All frames, (T, H, W, 3) uint8, `fps` of them a second; Unreadable"""
-        def shape(width: int, height: int) -> tuple[int, int]:
-            scale = self.size / min(width, height)
-            return tuple(min(max(self.size, round(x * scale)), 8 * self.size) for x in (height, width))
-
         with Media(*self.source) as media:
-            return np.stack(list(media.frames(0.0, self.fps, shape)))
+            return np.stack(list(media.frames(0.0, self.fps, shorter_side(self.size))))
 
     @cached_property
     def wave(self) -> np.ndarray:

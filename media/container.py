@@ -35,6 +35,7 @@ OPTIONS = {
 # A title that is not UTF-8 stops PyAV 18 unless told to pass over it; PyAV 19 always does, and does not know the word.
 LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 LENGTHS = {"mov", "avi", "ogg", "wav", "w64", "aiff", "caf", "flac", "ivf"}  # formats that state the length of each stream
+BOXED = {"mov", "avi", "wav"}              # formats whose header says where the file ends
 ENDS = {"matroska", "asf"}                 # formats where the last packets are soon found
 STILLS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}
 JOINED = "several files joined by their bytes (ffmpeg -f concat joins them)"
@@ -136,7 +137,7 @@ class Container(Closing):
             still = self.format.endswith("_pipe") or self.format == "image2"
             if max(width, height) > MAX_SIDE or width * height > (MAX_PIXELS if still else min(MAX_PIXELS, MAX_MOVING)):
                 reason = "too large"
-        if holds_several(self.file, self.offset, self._end, self.format, self._version):
+        if self.format in BOXED and holds_several(self.file, self.offset, self._end, self.format, self._version):
             reason = JOINED
         if reason:
             self.close()
@@ -362,7 +363,7 @@ def holds_several(path: str, begin: int, end: int, kind: str, _version: tuple) -
     """
     heads = []
     with open(path, "rb") as file:
-        while kind in ("mov", "avi", "wav") and begin + 16 <= end and len(heads) < 1000 and b"moof" not in heads:
+        while begin + 16 <= end and len(heads) < 1000 and b"moof" not in heads:
             file.seek(begin)
             head = file.read(16)
             if kind == "mov":

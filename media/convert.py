@@ -15,6 +15,12 @@ STEP = 5e-4                              # seconds by which audio may come early
 AHEAD = 16                               # blocks that must all say so
 
 
+def shorter_side(size: int) -> Callable[[int, int], Size]:
+    """A function (width, height) -> the shape with a shorter side of `size` pixels, and another of at most eight times that"""
+    return lambda width, height: tuple(
+        min(max(size, round(x * (size / min(width, height)))), 8 * size) for x in (height, width))
+
+
 class FrameConverter:
     """Converts decoded frames to (H, W, 3) uint8 of `size` = (H, W), the one of a time once.
 

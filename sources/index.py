@@ -84,8 +84,12 @@ def starts(row: Row, duration: float, seconds: float) -> tuple[float, float]:
 def windows(first: float, last: float, n: int, fps: float) -> list[float]:
     """n starts from `first` to `last`, evenly spread, on whole frames; one is in the middle (A.2.5)."""
     # Ours: on whole frames of the model's rate (official: of the stored rate; at most 0.08 s apart).
-    shares = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
-    return [first + math.floor((last - first) * share * fps + 1e-6) / fps for share in shares]
+    return [first + math.floor((last - first) * share * fps + 1e-6) / fps for share in even(n)]
+
+
+def even(n: int) -> list[float]:
+    """n numbers from 0 to 1, evenly spread; one is in the middle (A.2.5)."""
+    return [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,7 +266,8 @@ class Index:
 
     def among(self, names: frozenset[str]) -> np.ndarray:
         """The numbers of the rows with these names, sorted"""
-        return np.fromiter((i for i in range(len(self)) if names and printable(self.name(i)) in names), np.int64)
+        rows = range(len(self)) if names else ()  # no look at a hundred million rows for nothing
+        return np.fromiter((i for i in rows if printable(self.name(i)) in names), np.int64)
 
     def counts(self) -> tuple[int, int, int]:
         """How many rows have captions, how many captions there are, and how many words between blanks."""

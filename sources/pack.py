@@ -31,12 +31,11 @@ from media import Media, Unreadable
 from media.captions import Caption, nearest
 from media.encode import Encoder
 from sources import index, layouts, shards
-from sources.check import broken_files, write_broken
+from sources.check import AUDIO, broken_files, write_broken
 from sources.index import SHARD, Index, Place, Row, opened
 
 NEIGHBOURS = 16         # captions kept on either side of a piece: more than a clip in it has nearest ones (Eq. 5)
 RECORD = "partial/{:06d}.json"      # which rows a shard holds, [row, begin, end, *place], and which were broken, and why
-SOUND = 60              # seconds of it decoded at a time
 LOOK, LONG = 8, 600     # videos of a source that `advice` looks at, and seconds
 FORM = ("fps", "short", "rate", "seconds", "gop", "crf", "copy", "shard_size", "language")      # what the bytes depend on
 
@@ -236,7 +235,7 @@ def pack_row(task: tuple[Path, int, argparse.Namespace, str]) -> list[tuple[str,
 def encode(file: str, frames: Iterator[np.ndarray], source: Media, begin: float, args: argparse.Namespace) -> int:
     """Writes frames (H, W, 3) uint8, and the audio in step with them, to an mp4 -> how many frames there were"""
     x264 = {"preset": "veryfast", "tune": "fastdecode", "crf": str(args.crf), "bf": "0", "g": str(args.gop)}
-    step, sample = round(SOUND * args.fps), lambda i: round(i / args.fps * args.rate)
+    step, sample = round(AUDIO * args.fps), lambda i: round(i / args.fps * args.rate)
     with Encoder(file, args.fps, args.rate if source.has_audio else 0, x264=x264, exact=True) as out:
         for i, frame in enumerate(frames):
             if source.has_audio and i % step == 0:

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import math
 import os
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 import data
 import vatt
 from engine import loading
-from engine.errors import plural, printable
+from engine.errors import plural, printable, warn
 from engine.processes import Processes
 from engine.run import check_zip, lock, write_whole
 from media import Media, Unreadable
@@ -201,8 +200,7 @@ def embed(model: vatt.Trained, wanted: Wanted, out: Path, how: Reading) -> None:
                 write_whole(out, lambda file: np.savez(
                     file, ids=names[good], vectors=table[good], times=times[good], space=space, kind=kind,
                     unreadable=names[~good], source=str(source), key=key))
-                for line in list(dict.fromkeys(problems))[:10]:
-                    print(f"warning: {line}", file=sys.stderr)
+                warn(dict.fromkeys(problems))
                 print(f"{out}: ids and vectors ({good.sum()} x {width}); {(~good).sum()} could not be read")
 
 

@@ -142,6 +142,7 @@ def compute(model: vatt.Classifier, clips: data.TestDataset, keys: list[bytes], 
 
 
 def checksum(key: bytes, z: np.ndarray) -> int:
+    """The CRC-32 of a record of features"""
     return zlib.crc32(z.tobytes(), zlib.crc32(key))
 
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 import data
 import vatt
-from engine.errors import fail, plural, printable
+from engine.errors import fail, plural, printable, warn
 from sources import index
 from sources.files import TYPES, columns, lines, within
 from sources.index import Row
@@ -74,8 +73,7 @@ def predict(args, how: embed.Reading) -> None:
                 for name, reason in bad:
                     print(f"{printable(name):{width}}  could not be read: {reason}")
     if processes.first:
-        for line in problems[:10]:
-            print(f"warning: {printable(line)}", file=sys.stderr)
+        warn(problems)
         print(f"\n{out}: probabilities of {len(read)} of {plural(len(ids), 'file')}")
         if not read:
             fail(3, f"none of them could be read, first {printable(': '.join(bad[0]))}")

@@ -111,8 +111,8 @@ def best_apart(moments: list[Moment], top: int, each: int) -> list[Moment]:
 def frames_of(path: Path, moment: Moment) -> np.ndarray:
     """A moment, to look at: (FRAMES, h, 180, 3) uint8"""
     with Media(path) as media:
-        height = min(max(8, round(180 * media.height / media.width)), 360)
-        return media.video(moment.start, FRAMES, FRAMES / (moment.end - moment.start), size=(height, 180))
+        shape = lambda width, height: (min(max(8, round(180 * height / width)), 360), 180)
+        return media.video(moment.start, FRAMES, FRAMES / (moment.end - moment.start), size=shape)
 
 
 def page(title: str, note: str, links: list[str], rows: list[tuple[str, np.ndarray]]) -> str:
