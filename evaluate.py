@@ -25,8 +25,8 @@ import torch.nn.functional as F
 import data
 import vatt
 from engine.arguments import count, positive, whole
-from engine.errors import Unreadable, fail, plural, printable, warn
-from engine.loading import Batches, WorkerError
+from engine.errors import fail, plural, printable, user_errors, warn
+from engine.loading import Batches
 from engine.processes import Processes
 from engine.run import Run, write_text
 from sources import official
@@ -250,7 +250,7 @@ def classify_command(args: argparse.Namespace, how: embed.Reading) -> None:
         return
     scores = score(model, logits, labels, failed, per_class=True)
     if not paths:
-        fail(3, f"none of the {len(found.test)} files could be read, first {printable(': '.join(failed[0]))}")
+        fail(3, f"none of the {len(found.test)} files could be read, first {': '.join(failed[0])}")
     if saved.get("data") == args.data and part != trained:
         print(f"warning: {args.run} was trained on part {trained}, so that some of these files trained it", file=sys.stderr)
     in_time = f"{plural(spec.windows, 'window')} of {spec.seconds:g} s"
@@ -293,7 +293,7 @@ def retrieve_command(args: argparse.Namespace, how: embed.Reading) -> None:
     read = ~videos[:, 0].isnan()
     texts = [text for text, good in zip(found.test.texts(), read.tolist(), strict=True) if good]
     if not texts:
-        fail(3, f"none of the {len(found.test)} videos could be read, first {printable(': '.join(failed[0]))}")
+        fail(3, f"none of the {len(found.test)} videos could be read, first {': '.join(failed[0])}")
     known = sum(any(word in model.vocabulary.ids for word in model.vocabulary.split(text)) for text in texts)
     again = sum(count for count in collections.Counter(texts).values() if count > 1)
     similarity = model.embed_texts(texts) @ videos[read].T
@@ -370,7 +370,8 @@ def flags() -> argparse.ArgumentParser:
         c.add_argument("--windows", type=count,
                        help="in time, spread over a file (default: a classifier's own, 1 of a moment, else 4)")
         c.add_argument("--batch", type=count, default=32, help="views that pass the model at a time (default 32)")
-        c.add_argument("--workers", type=whole, default=0, help="processes that decode, for each process (default 0)")
+        c.add_argument("--workers", type=whole, default=1, help="processes that decode, for each process (default 1; without "
+                       "any, a file that crashes FFmpeg ends the command without a word)")
         c.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the Transformers")
         c.add_argument("--timeout", type=positive, default=600.0, metavar="SECONDS",
                        help="that a file, or another process, may take; then the command names it and ends (default 600)")
@@ -422,21 +423,13 @@ def flags() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Runs one command"""
     args = flags().parse_args(argv)
-    try:
+    with user_errors("stopped" + "; the same command goes on" * (args.command in ("embed", "search", "predict"))):
         if not args.command:
             return print(tables.left())
         how = embed.Reading(Processes(args.timeout), args.batch, args.workers, args.precision, args.timeout)
         if args.command in ("classify", "retrieve"):
             args.out = args.out or files.folder(args.run)
         args.call(args, how)
-    except (ValueError, OSError, Unreadable) as error:
-        fail(2, printable(str(error)))
-    except (FloatingPointError) as error:
-        fail(3, str(error))
-    except WorkerError as error:
-        fail(3, f"{printable(str(error))}: move the file away, and try again")
-    except KeyboardInterrupt:
-        fail(130, "stopped" + ("; the same command goes on" if args.command in ("embed", "search", "predict") else ""))
     how.processes.end()
 
 

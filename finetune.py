@@ -64,7 +64,7 @@ RECIPES = {
 }
 # What the demo's model learns in a minute, from views as large and as long as those of its pre-training.
 SMALL = dict(warmup=20, batch=32, clip=0.75, mixup=0.0, area=(0.6, 1.0), colour=(32 / 255, 0.0, 0.0, 0.0), windows=2, crops=1,
-             workers=0, cache=1.0, save_every=100, eval_every=100, smoothing=0.1)
+             workers=1, cache=1.0, save_every=100, eval_every=100, smoothing=0.1)
 DEMO_RECIPES = {
     "video": {**RECIPES["video"], **SMALL, "steps": 300, "lr": 0.05},
     "audio": {**RECIPES["audio"], **SMALL, "steps": 300, "lr": 0.05},
@@ -397,7 +397,7 @@ def finish(task: Task, scores: dict, bad: loop.FailureBudget) -> dict:
     """Write results.json and the weights to share, and print the scores; exit code 3 where no file could be tested on."""
     if not scores["N"]:
         fail(3, f"none of the {len(task.data.test)} files to test on could be read, first "
-                + printable(": ".join(scores["unreadable"][0])))
+                + ": ".join(scores["unreadable"][0]))
     if task.processes.first:
         out = task.settings.out
         task.run.add_results({task.settings.task: scores})
@@ -452,7 +452,7 @@ def run_demo(out: Path, seed: int, processes: Processes) -> None:
                 out.mkdir(parents=True, exist_ok=True)
                 demo.write_labels(path, root, names, each, seed)
             processes.wait()
-            given = {"data": f"csv={path}", "allow_outside": True, "init": str(source), "seed": seed}
+            given = {"data": f"csv={path}", "allow_outside": True, "init": str(source), "seed": seed, "workers": 0}
             given |= {"task": "linear", "modality": kind} if task == "linear" else {"task": kind}
             scores = results[f"{task}_{kind}"] = {}
             for arm in ("pretrained", "random" if task == "linear" else "scratch"):

@@ -101,6 +101,8 @@ def settings(argv: list[str] | None, processes: Processes) -> argparse.Namespace
     values = {**arguments.RUN, **dict.fromkeys(("data", "weights", "val", "control", "init")), **recipe,
               "preset": preset, **{name: getattr(start(init, preset), name) for name in MODEL},
               "vocabulary": vatt.PRESETS[preset].vocabulary, "workers": min(recipe["workers"], os.cpu_count() or 1)}
+    if arguments.peek(argv, "--data", None, nargs="+"):  # a file of others may crash the process that decodes it
+        values["workers"] = max(1, values["workers"])
     p = flags(values)
     given = vars(p.parse_args(argv))
     if "lr" in given:

@@ -62,7 +62,8 @@ def run_flags(p: argparse.ArgumentParser, out: str, scored: str) -> None:
     add = p.add_argument_group("run").add_argument
     add("--out", type=Path, help=f"folder of the run; the same command goes on in it (default: {out})")
     add("--seed", type=number(int, 0, 2**63 - 1), help="seed of everything random")
-    add("--workers", type=whole, help="processes that decode, beside each process that trains")
+    add("--workers", type=whole, help="processes that decode, beside each process that trains; without any, a file that "
+        "crashes FFmpeg ends the run without a word")
     add("--cache", type=amount, metavar="GB", help="GB of decoded videos that each process keeps; for small data")
     add("--chunk", type=count, metavar="CLIPS", help="clips that pass the backbones at a time, for batches larger than memory")
     add("--recompute", action="store_true", help="compute activations again in the backward pass: less memory, more time")

@@ -61,6 +61,17 @@ class Unreadable(Exception):
 class TooManyBad(RuntimeError):
     """So many files could not be read that the data cannot be trusted; names what failed and why."""
 
+    def __str__(self) -> str:
+        return super().__str__().split("TooManyBad: ")[-1].strip()  # from a worker it comes with its traceback
+
+
+class WorkerError(RuntimeError):
+    """A worker of a loader died or hangs; `path` is the file that it had in hand, or None."""
+
+    def __init__(self, what: str, path: str | None):
+        super().__init__(f"{what}; it had in hand: {path or 'no file (is memory short? try fewer --workers)'}")
+        self.path = path
+
 
 class Unbroken:
     """A stream that goes on when nobody reads it any more: a closed pipe or terminal does not end a run."""
@@ -88,16 +99,20 @@ def keep_speaking() -> None:
 
 @contextlib.contextmanager
 def user_errors(stopped: str = "stopped before the first step"):
-    """While a run is set up, what a user can mend becomes one line and exit code 2; `stopped` is what Ctrl-C says."""
+    """What a user can mend becomes one line and exit code 2, bad data or numbers exit code 3; `stopped` is what Ctrl-C says."""
     try:
         yield
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, Unreadable) as e:
         fail(2, str(e))
+    except (FloatingPointError, TooManyBad) as e:
+        fail(3, str(e))
+    except WorkerError as e:
+        fail(3, f"{e}: move the file away, and try again")
     except KeyboardInterrupt:
         fail(130, stopped)
 
 
 def fail(code: int, text: str) -> None:
     """One line, then the end with this exit code"""
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
     sys.exit(code)

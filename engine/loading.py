@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from tqdm import tqdm
 
 from engine import sampling
-from engine.errors import Unreadable
+from engine.errors import Unreadable, WorkerError
 from engine.processes import SIGNALS, Processes, Stopped
 from engine.workers import how_it_ended
 
@@ -37,14 +37,6 @@ PATH = 1024    # bytes of a path that are remembered
 GRACE = 1.0    # seconds that a batch may still take after a signal
 
 Batches = Iterator[tuple[dict | None, list[tuple[str, str]]]]  # clips, and (path, reason) of the files that could not be read
-
-
-class WorkerError(RuntimeError):
-    """A worker of a loader died or hangs; `path` is the file that it had in hand, or None."""
-
-    def __init__(self, what: str, path: str | None):
-        super().__init__(f"{what}; it had in hand: {path or 'no file (is memory short? try fewer --workers)'}")
-        self.path = path
 
 
 def train_batches(clips: Dataset, batch: int, processes: Processes, first: int, steps: int, workers: int = 0,
@@ -83,6 +75,13 @@ def eval_batches(clips: Dataset, batch: int, processes: Processes, workers: int 
             if processes.asked_to_stop():
                 break
     processes.meet()
+
+
+def first_clips(clips: Dataset, *pieces: range) -> Batches:
+    """Batches on the CPU of these slots of the first step, made by one process. Raises as `train_batches`."""
+    loader = DataLoader(clips, batch_sampler=[[(0, slot) for slot in slots] for slots in pieces], num_workers=1,
+                        collate_fn=collate, worker_init_fn=start_worker)
+    return prefetch(loader, 1, Processes(solo=True), 600, torch.device("cpu"))
 
 
 def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, device: torch.device,

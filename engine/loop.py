@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine.errors import TooManyBad, fail, printable
-from engine.loading import Batches, WorkerError
+from engine.errors import TooManyBad, WorkerError, fail, printable
+from engine.loading import Batches
 from engine.processes import GracefulShutdown, Processes, Stopped
 from engine.run import Run, load_weights
 
@@ -84,9 +84,9 @@ def explained(run: Run) -> Iterator[None]:
     try:
         yield
     except TooManyBad as error:
-        fail(3 if any(run.rows()) else 2, printable(str(error).split("TooManyBad: ")[-1].strip()))
+        fail(3 if any(run.rows()) else 2, str(error))
     except WorkerError as error:
-        fail(3, f"{printable(str(error))}; {run.blame(error.path) if error.path else 'the same command goes on'}")
+        fail(3, f"{error}; {run.blame(error.path) if error.path else 'the same command goes on'}")
     except OSError as error:
         fail(3, f"{error}; when {run.out} can be written again, the same command goes on")
 

@@ -124,25 +124,26 @@ def folder(root: Path, problems: list[str], language: str = "") -> Iterator[Row]
     if tar and not count:
         raise ValueError(f"{root} holds no videos but tars that are no shards of this program, first {tar}: unpack them "
                          f"into a folder (tar -xf), and train on that or pack it (data.py pack)")
-    for path in (path for path in silent if look(Path(root, path))[1]):
-        sums.add(f"of the first {len(silent)} {INSIDE}", path)
+    for path, (_, inside, _) in zip(silent, look([Path(root, path) for path in silent], 1), strict=True):
+        if inside:
+            sums.add(f"of the first {len(silent)} {INSIDE}", path)
     sums.tell(problems, root)
 
 
-def look(path: Path) -> tuple[float, bool, str]:
+def look(paths: list[Path], workers: int, timeout: float = 60) -> list[tuple[float, bool, str]]:
+    """What `look_at` says of each file, by processes of their own: a file may crash FFmpeg."""
+    with contextlib.closing(map_isolated(look_at, paths, workers, timeout)) as found:
+        return [(math.nan, False, said.reason) if isinstance(said, Failed) else said
+                for _, said in counted(found, "opening", " files", len(paths))]
+
+
+def look_at(path: Path) -> tuple[float, bool, str]:
     """(seconds, whether captions are inside, "") of a file; (NaN, False, why) where it cannot be read."""
     try:
         with Media(path) as media:
             return media.duration, media.has_captions, ""
     except Unreadable as error:
         return math.nan, False, error.reason
-
-
-def lengths(paths: list[Path], workers: int, timeout: float = 60) -> list[tuple[float, str]]:
-    """(seconds, "") of each file, which processes of their own look at; (NaN, why) where it cannot be read."""
-    with contextlib.closing(map_isolated(look, paths, workers, timeout)) as found:
-        return [(math.nan, said.reason) if isinstance(said, Failed) else said[::2]
-                for _, said in counted(found, "lengths", " files", len(paths))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,8 +259,8 @@ class Cuts:
     def durations(self) -> dict[str, float]:
         """Seconds of the files that are named by an id alone; NaN where they cannot be read."""
         paths = [path for key, path in self.paths.items() if YOUTUBE_ID.fullmatch(key)]
-        found = lengths([self.files.root / path for path in paths], min(os.cpu_count() or 1, 16))
-        return {path: length for path, (length, _) in zip(paths, found, strict=True)}
+        found = look([self.files.root / path for path in paths], min(os.cpu_count() or 1, 16))
+        return {path: length for path, (length, *_) in zip(paths, found, strict=True)}
 
     def find(self, youtube: str, start: float, end: float) -> tuple[str | None, float, float]:
         """Path of a segment's file, None where there is none, and from when to when in it the segment lies."""

@@ -41,7 +41,7 @@ def kept(model, n):
 class Clips:
     """Eight clips of a data set"""
 
-    spec = data.ClipSpec(("video", "audio", "text"), 4, 10.0, 16, 8000, words=4)
+    spec, in_flight = data.ClipSpec(("video", "audio", "text"), 4, 10.0, 16, 8000, words=4), loading.InFlight()
 
     def __getitem__(self, at):
         return {k: v[at[1]] for k, v in batch(8).items()} | {"path": f"{at[1]}.mp4"}, []

@@ -14,8 +14,10 @@ from films import film, folder
 from runs import finetuned, pretrained, refused
 
 import evaluate
+import pretrain
 from media import Media
-from tools import embed
+from sources import layouts
+from tools import embed, show
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,34 @@ def test_a_worker_that_dies_or_hangs_is_one_line_that_names_the_file(tmp_path, v
     words = command.format(trained=pretrained(tmp_path / "trained"), run=finetuned(tmp_path / "run", "video", ["a", "b"]),
                            videos=videos, out=tmp_path).split()
     began = time.monotonic()
-    said = refused(evaluate.main, [*words, "--workers", "1", "--batch", "1", "--timeout", "2"], capsys, 3)
+    said = refused(evaluate.main, [*words, "--batch", "1", "--timeout", "2"], capsys, 3)
     signal.signal(signal.SIGCHLD, handler)
     assert re.search(r"02\.mp4: move the file away", said)
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="workers are not forks, and do not see the decoder that dies")
+def test_a_file_that_kills_its_decoder_is_named_before_a_training_and_in_a_training_that_names_no_workers(
+        tmp_path, videos, monkeypatch, capsys):
+    begin, handler, main = Media._converter, signal.getsignal(signal.SIGCHLD), os.getpid()
+    dies = lambda self: os.kill(os.getpid(), signal.SIGKILL) if "02.mp4" in str(self.path) and os.getpid() != main else None
+    monkeypatch.setattr(Media, "_converter", lambda self, *args: (dies(self), begin(self, *args))[1])
+    command = (f"--data {videos} --out {tmp_path / 'run'} --frames 4 --size 16 --patch 2 8 8 --rate 8000 --steps 2 --batch 4 "
+               "--warmup 0").split()
+    for more in ([], ["--dry-run"]):
+        said = refused(pretrain.main, [*command, *more], capsys, 3)
+        assert re.search(r"died \(SIGKILL\); it had in hand: .*02\.mp4", said)
+    monkeypatch.setattr(show, "pyplot", lambda: True)
+    said = refused(show.main, ["show", str(videos), str(tmp_path / "x.png")], capsys, 3)
+    signal.signal(signal.SIGCHLD, handler)
+    assert "02.mp4: move the file away" in said
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="workers are not forks, and do not see the decoder that dies")
+def test_a_video_that_kills_whoever_looks_for_captions_inside_is_listed_like_the_others(tmp_path, monkeypatch):
+    for name in ("a.mp4", "b.mp4"):
+        film(tmp_path / name, seconds=1)
+    captions, main = layouts.look_at, os.getpid()
+    dies = lambda path: os.kill(os.getpid(), signal.SIGKILL) if path.name == "a.mp4" and os.getpid() != main else None
+    monkeypatch.setattr(layouts, "look_at", lambda path: (dies(path), captions(path))[1])
+    assert [row.path for row in layouts.folder(tmp_path, [])] == ["a.mp4", "b.mp4"]

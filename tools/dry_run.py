@@ -34,10 +34,12 @@ def preview(build: Callable[[], nn.Module], clips: data.TrainDataset, s: argpars
     with torch.device("meta"):
         meta = loop.configure(build(), argparse.Namespace(**{**vars(s), "compile": False}), torch.device("meta"))
     pretraining = isinstance(meta, vatt.VATT)
+    decoded = loading.first_clips(clips, range(1), range(min(8, s.batch)))
+    next(decoded)  # its process has started
     began = time.perf_counter()
-    batch, failed = loading.collate([clips[0, slot] for slot in range(min(8, s.batch))])
+    batch, failed = next(decoded)
     decoding = (time.perf_counter() - began) / len(batch["path"])
-    for path, reason in failed:
+    for path, reason in dict(failed).items():
         print(f"unreadable: {printable(path)}: {reason}")
     tensors = {name: x for name, x in batch.items() if torch.is_tensor(x)}
     for name, x in tensors.items():

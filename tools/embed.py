@@ -246,8 +246,8 @@ def moments(source: Path, paths: list[str], seconds: float, fps: float, problems
     opened, or whose process dies or takes more than `timeout` seconds, is named in `problems`.
     """
     rows = []
-    found = layouts.lengths([source / path for path in paths], 1, timeout)
-    for path, (length, reason) in zip(paths, found, strict=True):
+    found = layouts.look([source / path for path in paths], 1, timeout)
+    for path, (length, _, reason) in zip(paths, found, strict=True):
         if reason:
             problems.append(f"{printable(path)}: {reason}")
             continue

@@ -76,7 +76,7 @@ def predict(args, how: embed.Reading) -> None:
         warn(problems)
         print(f"\n{out}: probabilities of {len(read)} of {plural(len(ids), 'file')}")
         if not read:
-            fail(3, f"none of them could be read, first {printable(': '.join(bad[0]))}")
+            fail(3, f"none of them could be read, first {': '.join(bad[0])}")
 
 
 def sentences(model: vatt.Trained, classes: list[str], sentence: str) -> torch.Tensor:

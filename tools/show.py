@@ -11,7 +11,7 @@ import torch
 import data
 import vatt
 from engine import arguments, loading
-from engine.errors import TooManyBad, fail, printable, user_errors
+from engine.errors import printable, user_errors
 from engine.run import Run
 from engine.sampling import Sampler
 from sources import check, layouts, pack
@@ -45,12 +45,9 @@ def run(_p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         words = words or vatt.tokenize.Vocabulary.build(itertools.islice(rows.texts(), ENOUGH))
         sampler = Sampler([len(rows)], [1.0], args.clips, args.seed)
         clips = data.TrainDataset([data.Source.to_train(rows)], sampler, spec, args.seed, vocabulary=words)
-        try:
-            batch, failed = loading.collate([clips[0, slot] for slot in range(args.clips)])
-        except TooManyBad as e:
-            fail(3, printable(str(e)))
+        batch, failed = next(loading.first_clips(clips, range(args.clips)))
         draw(batch, words, args.out)
-    for path, reason in failed:
+    for path, reason in dict(failed).items():
         print(f"unreadable, another clip in its place: {printable(path)}: {reason}")
     print(f"{args.out}: {args.clips} of {len(rows)} clips, {spec.frames} frames at {spec.fps:g} a second, of which "
           f"{min(COLUMNS, spec.frames)} are shown")
