@@ -359,7 +359,7 @@ def beside(args) -> dict[str, dict]:
     """What knowing some attributes of a clip of the demo would give, to stand beside the scores; nothing for other data"""
     if args.data or args.val or not (DEMO / "labels.csv").is_file():
         return {}
-    return {name: scores for name, scores in demo.ceilings(demo.labels(DEMO)).items() if name.count("+") < 3}
+    return demo.ceilings(demo.labels(DEMO))
 
 
 def summary(row: dict, batch: int) -> str:

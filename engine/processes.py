@@ -104,8 +104,20 @@ class Processes:
         return things
 
     def gather(self, z: torch.Tensor) -> torch.Tensor:
-        """The rows of all processes, with gradient: (b, ...) -> (world b, ...); see `Gather`"""
-        return Gather.apply(z, self.rank, self.world) if self.world > 1 else z
+        """The rows of all processes, with gradient: (b, ...) -> (world b, ...).
+
+        Backward, the gradients that all processes have for a process's own rows are added up: each scores its own rows of the
+        loss, times the number of processes, which undoes the mean over processes that DistributedDataParallel takes.
+        """
+        if self.world == 1:
+            return z
+        rows = [torch.empty_like(z) for _ in range(self.world)]
+        dist.all_gather(rows, z.detach().contiguous())
+        rows[self.rank] = z
+        z = torch.cat(rows)
+        if z.requires_grad:
+            z.register_hook(lambda gradient: self.add(gradient.clone()))  # gloo has no reduce-scatter; the vectors are short
+        return z
 
     def agree(self, what: dict[str, object]) -> None:
         """Raise ValueError that names the first of these values which another process has otherwise."""
@@ -154,25 +166,3 @@ class Processes:
         """Leave the group, so that no process waits for this one."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
-
-
-class Gather(torch.autograd.Function):
-    """All rows forward; backward, the gradients that all processes have for a process's own rows, added up.
-
-    Every process scores its own rows of the loss, times the number of processes: that undoes the mean over processes which
-    DistributedDataParallel takes.
-    """
-
-    # torch.distributed.nn.functional.all_gather does the same, is deprecated since torch 2.13, and has no public successor.
-    @staticmethod
-    def forward(ctx, z, rank, world):
-        ctx.rank, ctx.world = rank, world
-        rows = [torch.empty_like(z) for _ in range(world)]
-        dist.all_gather(rows, z.contiguous())
-        return torch.cat(rows)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)  # gloo has no reduce-scatter; the vectors are few and short
-        return gradient.chunk(ctx.world)[ctx.rank], None, None

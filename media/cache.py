@@ -1,13 +1,14 @@
 """Short videos decoded once and kept in memory, for data sets that fit there: a demo, a few hundred videos of one's own."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from media.container import EPS, Closing, Unreadable
+from media.container import EPS, Unreadable
 from media.convert import shorter_side
 from media.decode import Media
 
@@ -21,8 +22,8 @@ class Reader:
         self.size, self.fps, self.rate, self.room = size, fps, rate, cache * 1e9
         self.kept: dict[tuple, Decoded] = {}
 
-    def open(self, path, offset: int = 0, size: int | None = None, name: str | None = None) -> "Media | Decoded":
-        """As `Media`: what a file gives and refuses does not depend on whether it is in memory."""
+    def open(self, path, offset: int = 0, size: int | None = None, name: str | None = None) -> AbstractContextManager:
+        """As `Media`, for a `with`: what a file gives and refuses does not depend on whether it is in memory."""
         source = (path, offset, size, name)
         if source not in self.kept:
             media = Media(*source)
@@ -31,12 +32,12 @@ class Reader:
             with media:
                 whole = Decoded(source, media, self.size, self.fps, self.rate)
             if whole.nbytes > self.room:
-                return whole
+                return nullcontext(whole)
             self.kept[source], self.room = whole, self.room - whole.nbytes
-        return self.kept[source]
+        return nullcontext(self.kept[source])
 
 
-class Decoded(Closing):
+class Decoded:
     """A video decoded whole, when first asked for, that is read like `Media`."""
 
     def __init__(self, source: tuple, media: Media, size: int, fps: float, rate: int):

@@ -64,21 +64,8 @@ class Part:
         return is_within, self.byte[kind] <= byte, self.byte[kind] if self.byte[kind] <= byte else -self.byte[kind]
 
 
-class Closing:
-    """What is closed at the end of a `with`; to close it twice does no harm."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self) -> None:
-        """Let go of what is held."""
-
-
-class Container(Closing):
-    """An open media file; for use in a `with`. Raises Unreadable.
+class Container:
+    """An open media file, to be closed. Raises Unreadable.
 
     `streams`: the video and the audio, of several the one that FFmpeg calls best; without those that have no decoder.
     `has_captions`: there are streams of them inside, which are not read.
@@ -106,7 +93,7 @@ class Container(Closing):
         self.open()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; to do so twice does no harm."""
         if self._av:
             self._av.close()
         self._av, self.streams = None, {}
@@ -384,7 +371,7 @@ def survey(source: tuple, _version: tuple) -> tuple[float, list[Part], list[tupl
 
     Read once a process for each version of the file: all packets, or where a format allows it the last ones alone.
     """
-    with Container(*source) as file:
+    with closing(Container(*source)) as file:
         end, parts, keys = file.scan(at_end=True) if file.format in ENDS else (0.0, [], [])
         if not end or len(parts) > 1:
             end, parts, keys = file.scan()

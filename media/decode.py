@@ -16,7 +16,7 @@ import os
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import cached_property, partial
 from itertools import chain
 
@@ -24,7 +24,7 @@ import av
 import numpy as np
 
 from media import waveform
-from media.container import EPS, Closing, Container, Unreadable
+from media.container import EPS, Container, Unreadable
 from media.convert import BoxOf, FrameConverter, SizeOf, assemble, displayed
 
 PREROLL = 0.3              # seconds of audio decoded ahead, until the decoder has swung in
@@ -57,7 +57,7 @@ class Clip:
             self.out[i], self.places[time] = image, i
 
 
-class Media(Closing):
+class Media(AbstractContextManager):
     """A media file, open for its video and its audio; for use in a `with`. Raises Unreadable.
 
     `has_video`, `has_audio`: of several tracks it is the one that FFmpeg calls best; a cover is no video. `has_captions`:
@@ -71,8 +71,7 @@ class Media(Closing):
         self.has_video, self.has_audio = (kind in self.file.streams for kind in ("video", "audio"))
         self._samples = None if self.has_video else waveform.opened(self.file)
 
-    def close(self) -> None:
-        """Let go of the file; to do so twice does no harm."""
+    def __exit__(self, *_):
         self.file.close()
 
     def _again(self) -> "Media":

@@ -1,6 +1,5 @@
 """Files of audio alone that libsndfile knows, read through it: the length is counted, and a seek lands on the sample."""
 
-import io
 import math
 from collections.abc import Iterator
 
@@ -11,20 +10,15 @@ from media.container import Container
 
 # As FFmpeg names them. Not MP3: of one without a header libsndfile guesses length and places, and it prints what it thinks.
 FORMATS = {"wav", "w64", "flac", "ogg", "aiff"}
-MAX_INSIDE = 64 << 20  # bytes of a file inside another that are copied to be read
 
 
 def opened(container: Container) -> soundfile.SoundFile | None:
     """The samples of an open file of one or two channels, or None where libsndfile is not the one to read them."""
-    if container.format not in FORMATS or (container.size or 0) > MAX_INSIDE:
+    inside = (container.offset, container.size) != (0, None)  # of a tar, say, which holds videos (`data.py pack`)
+    if container.format not in FORMATS or inside:
         return None
     try:
-        source = container.file
-        if container.size is not None or container.offset:
-            with open(container.file, "rb") as whole:
-                whole.seek(container.offset)
-                source = io.BytesIO(whole.read(MAX_INSIDE))
-        file = soundfile.SoundFile(source)
+        file = soundfile.SoundFile(container.file)
     except Exception:  # what it does not know, or takes for damaged, FFmpeg may
         return None
     # How more channels are ordered, libsndfile leaves to the format.
