@@ -1,5 +1,6 @@
 """Decoded frames to RGB, upright, cut and resized (the crops of Section A.2.1); decoded audio to one channel at one rate."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import av
@@ -106,15 +107,34 @@ def assemble(blocks: Iterator[tuple[float, av.AudioFrame]], start: float, sample
         if time + block.samples / block.sample_rate >= start - MARGIN:
             kept.append((time, block))
     for run, at in _runs(kept, unit, uneven):
-        # Loud channels together are scaled to stay within 1, as a mix in integers is, not cut off.
-        resampler = av.AudioResampler("flt", "mono", rate, options={"rematrix_maxval": "1.0"})
-        mixed = [part for block in [*run, None] for part in resampler.resample(block) if part is not None]
-        wave = np.concatenate([np.frombuffer(part.planes[0], np.float32, part.samples) for part in mixed])
+        wave = np.concatenate([np.frombuffer(part.planes[0], np.float32, part.samples) for part in _mixed(run, rate)])
         begin = round((at - start) * rate)
         wave, begin = wave[max(-begin, 0):], max(begin, 0)
         wave = wave[:max(samples - begin, 0)]
         out[begin:begin + len(wave)] = wave
     return np.clip(np.nan_to_num(out, posinf=1.0, neginf=-1.0), -1.0, 1.0) if heard else None
+
+
+def _mixed(run: list[av.AudioFrame], rate: int) -> Iterator[av.AudioFrame]:
+    """Blocks of one format that follow each other, as float32 of one channel at `rate` Hz"""
+    if _format(run[0]) == ("flt", "mono", rate):
+        yield from run
+        return
+    # Not av.AudioResampler: its graph has threads, and a forked process that collects it as garbage waits for them for ever.
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = {"sample_rate": str(run[0].sample_rate), "sample_fmt": run[0].format.name, "channel_layout": run[0].layout.name}
+    if run[0].time_base is not None:
+        source["time_base"] = str(run[0].time_base)
+    # Loud channels together are scaled to stay within 1, as a mix in integers is, not cut off.
+    graph.link_nodes(graph.add("abuffer", **source), graph.add("aresample", rematrix_maxval="1.0"),
+                     graph.add("aformat", sample_rates=str(rate), sample_fmts="flt", channel_layouts="mono"),
+                     graph.add("abuffersink")).configure()
+    for block in [*run, None]:
+        graph.push(block)
+        with contextlib.suppress(av.BlockingIOError, av.EOFError):
+            while True:
+                yield graph.pull()
 
 
 def _runs(timed: list[tuple[float, av.AudioFrame]], unit: float, uneven: bool) -> Iterator[tuple[list[av.AudioFrame], float]]:

@@ -1,14 +1,17 @@
 """Processes for strangers' files (workers.py): order, death, hanging, bugs, and that none is left behind."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import time
 
 import pytest
+from films import film
 
 from engine.workers import Failed, map_isolated
+from media import Media
 
 
 def task(what):
@@ -71,3 +74,21 @@ def test_tasks_are_taken_only_a_little_ahead_of_a_slow_one():
     with contextlib.closing(map_isolated(task, tasks(), 2, 30)) as found:
         next(found)
         assert len(taken) <= 20
+
+
+def test_a_forked_process_that_collects_what_its_parent_has_read_media_with_does_not_wait_for_ever(tmp_path):
+    gc.collect()
+    gc.disable()
+    try:
+        with Media(film(tmp_path / "a.mp4")) as media:
+            media.video(0.0, 4, 10.0, size=(16, 16))
+            media.audio(0.0, 8000, 8000)
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join(30)
+        ended = child.exitcode
+        child.kill()
+        child.join()
+    finally:
+        gc.enable()
+    assert ended == 0
