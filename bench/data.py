@@ -149,7 +149,8 @@ def waveform(container, start: float, s: data.ClipSpec) -> np.ndarray:
     for at, block in decoded(container, "audio", start - 0.05, start + s.samples / s.rate):
         first = at if first is None else first
         parts += [part.to_ndarray()[0] for part in resampler.resample(block)]
-    wave = np.concatenate(parts)[max(0, round((start - first) * s.rate)):][:s.samples]
+    silent = np.zeros(max(0, round((first - start) * s.rate)), np.float32)  # FFmpeg 9 gives nothing of the first block
+    wave = np.concatenate([silent, *parts])[max(0, round((start - first) * s.rate)):][:s.samples]
     return np.pad(wave, (0, s.samples - len(wave)))
 
 

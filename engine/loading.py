@@ -27,7 +27,7 @@ from tqdm import tqdm
 from engine import sampling
 from engine.errors import Unreadable, WorkerError
 from engine.processes import SIGNALS, Processes, Stopped
-from engine.workers import how_it_ended
+from engine.workers import garbage_stays, how_it_ended
 
 PIECE = 64     # clips
 HELD_OUT = 32  # clips of a batch of those
@@ -93,7 +93,8 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
     """
     loader.dataset.in_flight = in_flight = InFlight(max(1, loader.num_workers), loader.dataset.in_flight.skip)
     others = multiprocessing.active_children()
-    pieces = iter(loader)  # starts the workers
+    with garbage_stays():
+        pieces = iter(loader)  # starts the workers
     in_flight.workers = [child for child in multiprocessing.active_children() if child not in others]
     if in_flight.workers and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise anywhere, in the middle of a step too

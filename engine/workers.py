@@ -4,6 +4,8 @@
 which one it was.
 """
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,13 +25,24 @@ class Failed(NamedTuple):
     reason: str
 
 
+@contextlib.contextmanager
+def garbage_stays():
+    """Around a fork: the new process does not collect this one's garbage, some of which waits for threads that it lacks."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 class Worker:
     """A process, and the number of the task that it has."""
 
     def __init__(self, function: Callable):
         self.pipe, other = multiprocessing.Pipe()
         self.process = multiprocessing.Process(target=serve, args=(function, other, os.getpid()), daemon=True)
-        self.process.start()
+        with garbage_stays():
+            self.process.start()
         other.close()
         self.number, self.since = None, 0.0
 

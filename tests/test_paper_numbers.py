@@ -84,7 +84,8 @@ def seen(tmp_path_factory):
             found[name] = SimpleNamespace(**calls)
 
         adam = (torch.optim.Adam, "__init__")
-        runs("pretrain", pretrain.main, ["--data", videos, "--val", videos, "--out", root / "out", *TINY, "--noise", "0.01"],
+        runs("pretrain", pretrain.main, ["--data", videos, "--val", videos, "--out", root / "out", *TINY, "--noise", "0.01",
+                                          "--workers", "0"],
              adam, (losses, "nce"), (losses, "mil_nce"), (losses, "total"), (data, "random_box"), (data, "colour_draws"),
              (data, "audio_noise"), (pretrain, "learning_rate"), (vatt.Backbones, "text"))
         args = pretrain.settings(["--data", str(videos), "--val", str(videos), *TINY], Processes())

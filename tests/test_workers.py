@@ -8,8 +8,10 @@ import signal
 import time
 
 import pytest
+import torch
 from films import film
 
+from engine import loading
 from engine.workers import Failed, map_isolated
 from media import Media
 
@@ -92,3 +94,38 @@ def test_a_forked_process_that_collects_what_its_parent_has_read_media_with_does
     finally:
         gc.enable()
     assert ended == 0
+
+
+def collect(what):
+    gc.collect()
+    return what
+
+
+class Garbage:
+    """Refers to itself, and ends any other process that collects it"""
+
+    def __init__(self):
+        self.me, self.process = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.process:
+            os._exit(7)
+
+
+class Collecting(torch.utils.data.Dataset):
+    in_flight = loading.InFlight()
+
+    def __getitem__(self, at):
+        return {"number": collect(at[1])}, []
+
+
+def test_workers_do_not_collect_the_garbage_of_the_process_that_they_come_from():
+    gc.collect()
+    gc.disable()
+    try:
+        Garbage()
+        assert list(map_isolated(collect, [1], 1, 30)) == [(1, 1)]
+        batch, _ = next(loading.first_clips(Collecting(), range(2)))
+        assert batch["number"].tolist() == [0, 1]
+    finally:
+        gc.enable()
