@@ -189,18 +189,12 @@ def retrieval(model: vatt.VATT, batches: Batches, processes: Processes, precisio
     return results
 
 
-def classify(model: vatt.Classifier, batches: Batches, processes: Processes) -> dict:
-    """Metrics of a classifier on files with classes: what it says of all views of a file together.
-
-    batches: of a `data.TestDataset`, each process its own; every file counts once with any number of processes, and those
-    that cannot be read are "unreadable", with the reason, and in no score.
-    """
-    return score(model, *answers(model, batches, processes)[1:])
-
-
 def answers(model: vatt.Classifier, batches: Batches,
             processes: Processes) -> tuple[list[str], torch.Tensor, torch.Tensor, list[tuple[str, str]]]:
-    """Paths, logits (N, C) and classes (N, C) of the files of all processes, and those that cannot be read"""
+    """Paths, logits (N, C) of all views together and classes (N, C) of the files of all processes, and those not to be read.
+
+    batches: of a `data.TestDataset`, each process its own; every file counts once with any number of processes.
+    """
     none = torch.zeros(0, len(model.classes))
     paths, logits, labels, failed = [], [none], [none], []
     for batch, found, bad in embed.over_files(model, model.answer, batches, processes.device):

@@ -348,7 +348,7 @@ def fine_tune(task: Task) -> tuple[dict, loop.FailureBudget]:
         training = loop.Training(run, processes, s, model, optimizer, task.state, len(task.data.train))
     batches = loading.train_batches(clips, s.batch, processes, training.first, s.steps, s.workers, s.timeout)
     how = Reading(processes, max(1, s.batch // processes.world), s.workers, timeout=s.timeout)
-    score = lambda: evaluate.classify(model, how.batches(test), processes)
+    score = lambda: evaluate.score(model, *evaluate.answers(model, how.batches(test), processes)[1:])
     with loop.explained(run), training:
         for step, batch in training.steps(batches):
             optimizer.param_groups[0]["lr"] = half_cosine(step, s.steps, s.lr, s.warmup)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import data
+import evaluate
 import vatt
 from engine.processes import Processes
 from engine.run import Run
@@ -63,6 +64,11 @@ def finetuned(out: Path, kind: str, classes: list[str], multi: bool = False, hea
 def rows(out: Path) -> list[dict]:
     """metrics.jsonl but for what the clock decides"""
     return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in (out / "metrics.jsonl").open()]
+
+
+def classify(model, batches, processes) -> dict:
+    """The scores of a classifier on files"""
+    return evaluate.score(model, *evaluate.answers(model, batches, processes)[1:])
 
 
 def refused(main, argv: list[str], capsys, code: int = 2) -> str:

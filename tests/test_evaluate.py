@@ -16,7 +16,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from films import film
-from runs import CONFIG, clips_to_test, finetuned, pretrained
+from runs import CONFIG, classify, clips_to_test, finetuned, pretrained
 
 import data
 import evaluate
@@ -69,7 +69,7 @@ def loader(model, root, batch, processes):
 @pytest.mark.parametrize("kind", ["video", "audio"])
 def test_classify_is_the_mean_logits_of_all_views_of_every_file_that_can_be_read(films, tmp_path, kind):
     model = vatt.load(finetuned(tmp_path / "run", kind, CLASSES))
-    found = evaluate.classify(model, loader(model, films, 4, Processes()), Processes())
+    found = classify(model, loader(model, films, 4, Processes()), Processes())
     scores, targets = literal(model, films)
     expected = classification_metrics(scores, targets)
     assert found.pop("unreadable") == [[str(films / "val/dim/broken.mp4"), "not a media file"]]
@@ -80,8 +80,8 @@ def test_classify_is_the_mean_logits_of_all_views_of_every_file_that_can_be_read
 @pytest.mark.parametrize("batch", [2, 4, 6, 100])
 def test_an_incomplete_last_batch_counts_as_any_other(films, tmp_path, batch):
     model = vatt.load(finetuned(tmp_path / "run", "audio", CLASSES))
-    found = evaluate.classify(model, loader(model, films, batch, Processes()), Processes())
-    assert found == evaluate.classify(model, loader(model, films, 2, Processes()), Processes())
+    found = classify(model, loader(model, films, batch, Processes()), Processes())
+    assert found == classify(model, loader(model, films, 2, Processes()), Processes())
 
 
 def work(rank, world, folder, films):
@@ -90,7 +90,7 @@ def work(rank, world, folder, films):
     torch.set_num_threads(1)
     processes = Processes(timeout_s=60)
     model = vatt.load(folder / "run")
-    scores = evaluate.classify(model, loader(model, films, 4, processes), processes)
+    scores = classify(model, loader(model, films, 4, processes), processes)
     (folder / f"{rank}.json").write_text(json.dumps(scores))
     trained = folder / "trained"
     argv = ["retrieve", str(trained), str(folder / "captions.csv"), "--allow-outside", "--out", str(trained)]
@@ -117,7 +117,7 @@ def test_two_processes_score_what_one_scores(films, tmp_path):
     captions(films, tmp_path / "captions.csv")
     mp.spawn(work, (2, tmp_path, films), nprocs=2)
     model = vatt.load(run)
-    alone = evaluate.classify(model, loader(model, films, 4, Processes()), Processes())
+    alone = classify(model, loader(model, films, 4, Processes()), Processes())
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone, alone]
     two = json.loads((trained / "evaluate.json").read_text())
     evaluate.main(["retrieve", str(trained), str(tmp_path / "captions.csv"), "--allow-outside"])

@@ -17,9 +17,8 @@ import runs
 import soundfile
 import torch
 from films import film, image
-from runs import clips_to_test, pretrained, rows
+from runs import classify, clips_to_test, pretrained, rows
 
-import evaluate
 import finetune
 import vatt
 from engine.processes import Processes
@@ -105,7 +104,7 @@ def test_a_loaded_run_scores_what_the_run_printed(finished, labelled):
     model = vatt.load(finished)
     found = official.load(str(labelled), finished / "again", [])
     tests = clips_to_test(found.test, 3, model.spec(2, 2))
-    scores = evaluate.classify(model, Reading(Processes(), 4).batches(tests), Processes())
+    scores = classify(model, Reading(Processes(), 4).batches(tests), Processes())
     assert scores["top-1"] == results(finished, "video")["top-1"]
 
 
