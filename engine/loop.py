@@ -118,7 +118,7 @@ class Training:
         quiet = not (self.processes.first and sys.stderr.isatty())
         self.bar = tqdm(total=self.settings.steps, initial=self.first, disable=quiet, dynamic_ncols=True,
                         bar_format="{desc}{n_fmt}/{total_fmt}, {remaining} left{postfix}")
-        self.started = self.last_said = time.perf_counter()
+        self.began = self.started = self.last_said = time.perf_counter()
         return self
 
     def __exit__(self, _type, error: BaseException | None, _traceback) -> None:
@@ -165,6 +165,7 @@ class Training:
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
         """Around an evaluation: nothing is compiled for its sizes, and a signal ends it, so that its row has no score."""
+        began = time.perf_counter()
         if self.done == self.settings.steps:
             self.bar.close()
         with torch.compiler.set_stance("force_eager") if self.settings.compile else contextlib.nullcontext():
@@ -174,6 +175,7 @@ class Training:
                 self.model.train()
                 if self.done == self.settings.steps:
                     raise
+        self.began += time.perf_counter() - began  # no part of the step's time
 
     def log(self, row: dict, line: str) -> None:
         """Write the row of a step, with the files that could not be read and the time; show the line now and then."""
