@@ -26,7 +26,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain, pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -244,23 +244,24 @@ class Index:
         """Where row i is packed."""
         return Place(*self.data["places"][i].tolist()) if self.packed else None
 
-    def media(self, i: int) -> tuple[Path, int, int | None, str | None]:
+    def media(self, i: int) -> tuple[str, int, int | None, str | None]:
         """(file, offset, size, name) of row i, as `Media` takes them; raises as `path`."""
         place = self.place(i)
         return (self.path(i), place.offset, place.size, self.name(i)) if place else (self.path(i), 0, None, None)
 
     def name(self, i: int) -> str:
         """What row i is called in messages: its file, and which clip of it where it is packed."""
-        return f"{self.path(i)}/{i:09d} ({self.inside(i)})" if self.packed else str(self.root / self.inside(i))
+        return f"{self.path(i)}/{i:09d} ({self.inside(i)})" if self.packed else os.path.join(self.root, self.inside(i))
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> str:
         """The file of row i. Unreadable for a path that leaves the root or names a protocol, as a list of others' may."""
+        # A string: Python 3.12 keeps for ever what a Path has held.
         if place := self.place(i):
-            return self.root / SHARD.format(place.shard)
+            return os.path.join(self.root, SHARD.format(place.shard))
         name = self.inside(i)
-        path, parts = self.root / name, PurePosixPath(name)
-        scheme = SCHEME.match(name) and not path.exists()       # a file may well be called "Part2:end.mp4"
-        if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or scheme:
+        path = os.path.join(self.root, name)
+        scheme = SCHEME.match(name) and not os.path.exists(path)    # a file may well be called "Part2:end.mp4"
+        if not name or "\0" in name or name.startswith("/") or ".." in name.split("/") or scheme:
             raise Unreadable(name, "path leaves its folder")
         return path
 

@@ -54,10 +54,10 @@ def room(size: int) -> int:
     return tarfile.BLOCKSIZE * (1 - -size // tarfile.BLOCKSIZE)
 
 
-def checksum(path: Path, offset: int = 0, size: int | None = None) -> int:
+def checksum(path: str | Path, offset: int = 0, size: int | None = None) -> int:
     """The CRC-32 of `size` bytes of a file from `offset` on, or of what there is of them."""
     crc, left = 0, os.path.getsize(path) if size is None else size
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         file.seek(offset)
         while left and (block := file.read(min(1 << 20, left))):
             crc, left = zlib.crc32(block, crc), left - len(block)

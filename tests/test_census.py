@@ -43,7 +43,7 @@ def test_a_source_that_was_moved_goes_on_where_its_files_are_the_same_and_is_ref
         settle(tmp_path / "run", [str(tmp_path / "fewer")], None)
     root.rename(tmp_path / "moved")
     settle(tmp_path / "run", [str(tmp_path / "moved")], None)
-    assert index.Index(tmp_path / "run" / "index" / "0").path(0) == tmp_path / "moved" / "00.mp4"
+    assert index.Index(tmp_path / "run" / "index" / "0").path(0) == str(tmp_path / "moved" / "00.mp4")
     assert capsys.readouterr().err == ""
 
 
@@ -78,7 +78,7 @@ def test_shards_may_be_moved_and_others_are_refused(tmp_path):
     settle(tmp_path / "run", [str(tmp_path / "packed")], None)
     (tmp_path / "packed").rename(tmp_path / "moved")
     settle(tmp_path / "run", [str(tmp_path / "moved")], None)
-    assert index.Index(tmp_path / "run" / "index" / "0").path(0).parent == tmp_path / "moved"
+    assert index.Index(tmp_path / "run" / "index" / "0").path(0) == str(tmp_path / "moved" / "shard-000000.tar")
     with pytest.raises(ValueError, match="holds other shards"):
         settle(tmp_path / "run", [str(tmp_path / "other")], None)
     with pytest.raises(ValueError, match="not what the run began with"):

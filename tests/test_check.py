@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from pathlib import Path
 
 import pytest
 from films import captioned, film, folder
@@ -85,7 +86,7 @@ def test_captions_inside_of_videos_are_counted(tmp_path, capsys):
 
 def test_a_bit_that_flipped_in_a_shard_is_found_by_its_checksum(packed, tmp_path, capsys):
     rows = index.Index(packed / "index")
-    path, place = rows.path(2), rows.place(2)
+    path, place = Path(rows.path(2)), rows.place(2)
     content = bytearray(path.read_bytes())
     content[place.offset + place.size // 2] ^= 1
     path.write_bytes(content)
@@ -97,7 +98,7 @@ def test_a_bit_that_flipped_in_a_shard_is_found_by_its_checksum(packed, tmp_path
 
 def test_a_shard_that_is_cut_short_or_missing_breaks_its_clips_only(packed, tmp_path, capsys):
     rows = index.Index(packed / "index")
-    path, place = rows.path(2), rows.place(2)
+    path, place = Path(rows.path(2)), rows.place(2)
     path.write_bytes(path.read_bytes()[: place.offset + 10])
     assert "2  file cut short" in run(["check", packed, "--out", tmp_path / "b.csv", "--workers", "1"], capsys)[1]
     path.unlink()

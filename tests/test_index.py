@@ -33,7 +33,7 @@ def test_the_index_holds_the_rows_that_were_written(tmp_path):
     assert len(index) == 4
     assert [index[i] for i in range(4)] == ROWS
     assert [index[i] for i in np.arange(4)] == list(index) == ROWS
-    assert index.path(2) == Path("/films/b/ü c.mkv")
+    assert index.path(2) == "/films/b/ü c.mkv"
     assert {p.name for p in tmp_path.iterdir()} == {"index"}
 
 
@@ -138,14 +138,14 @@ def test_a_path_that_leaves_the_root_is_refused(tmp_path, path):
     index = index_of(tmp_path, [path])
     with pytest.raises(Unreadable, match="path leaves its folder"):
         index.path(0)
-    assert index.name(0) == str(Path("/films") / path)
+    assert index.name(0) == os.path.join("/films", path)
 
 
 def test_odd_names_of_real_files_are_not_mistaken_for_protocols(tmp_path):
     names = ["-dash.mp4", "..dots.mp4", "a..b/c.mp4", "Part2:end.mp4", "back\\slash.mp4", "100% ü.mp4"]
     (tmp_path / "Part2:end.mp4").touch()
     index = index_of(tmp_path, names, root=tmp_path)
-    assert [index.path(i) for i in range(len(names))] == [tmp_path / name for name in names]
+    assert [index.path(i) for i in range(len(names))] == [str(tmp_path / name) for name in names]
 
 
 @pytest.mark.parametrize("packed", [False, True])

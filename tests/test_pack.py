@@ -78,7 +78,7 @@ def test_shards_are_plain_tars_whose_members_are_the_rows_of_the_index(packed):
     for i, row in enumerate(rows):
         (path, film, clip), (_, said, text) = members[2 * i : 2 * i + 2]
         assert (film.name, said.name) == (f"{i:09d}.mp4", f"{i:09d}.json")
-        assert rows.media(i)[:3] == (path, film.offset_data, film.size) == (path, row.place.offset, len(clip))
+        assert rows.media(i)[:3] == (str(path), film.offset_data, film.size) == (str(path), row.place.offset, len(clip))
         assert zlib.crc32(clip) == row.place.crc == checksum(path, row.place.offset, row.place.size)
         said = json.loads(text)
         assert said["path"] == row.path == f"{i:02d}.mp4"
@@ -210,7 +210,7 @@ def test_shards_may_be_moved_and_are_found_without_being_named(packed, tmp_path)
     shutil.copytree(packed, tmp_path / "elsewhere")
     assert layouts.parse_source(str(tmp_path / "elsewhere")) == ("shards", tmp_path / "elsewhere")
     rows = index.Index(tmp_path / "elsewhere" / "index")
-    assert rows.path(0).parent == tmp_path / "elsewhere"
+    assert Path(rows.path(0)).parent == tmp_path / "elsewhere"
     assert checksum(*rows.media(0)[:3]) == rows.place(0).crc
 
 

@@ -98,7 +98,7 @@ def test_all_figures_of_two_runs_and_a_classifier(tmp_path, capsys):
         argv = ["--data", str(films), "--val", str(held), "--out", str(runs[-1]), "--preset", preset]
         pretrain.main([*argv, *TINY, "--steps", "2"])
         clips = paper_figures.held(runs[-1], vatt.load(runs[-1]))
-        assert [clips.row(i)[0].media(i)[0] for i in range(len(clips))] == [held / f"0{i}.mp4" for i in range(5)]
+        assert [clips.row(i)[0].media(i)[0] for i in range(len(clips))] == [str(held / f"0{i}.mp4") for i in range(5)]
     for label in "ab":
         folder(tmp_path / "labelled" / "test" / label, films=3)
         folder(tmp_path / "labelled" / "train" / label, films=1)
