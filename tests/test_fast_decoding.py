@@ -179,7 +179,7 @@ def test_memory_and_files_stay_the_same_over_hundreds_of_clips(tmp_path):
 
     files, memory = clips(60)
     more = clips(240)
-    assert more[0] == files
+    assert more[0] <= files                                                 # fewer: what earlier tests have left is collected
     assert more[1] - memory < 4000                                          # kB: a picture a clip would be 4400
 
 
