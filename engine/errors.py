@@ -114,5 +114,5 @@ def user_errors(stopped: str = "stopped before the first step"):
 
 def fail(code: int, text: str) -> None:
     """One line, then the end with this exit code"""
-    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
+    print(f"error: {printable(text)}\n", end="", file=sys.stderr, flush=True)  # written at once: all processes may say it
     sys.exit(code)

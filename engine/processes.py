@@ -1,5 +1,6 @@
 """The processes of a run, as `torchrun` sets them up: what they tell each other, and how one of them is told to stop."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -65,6 +66,9 @@ class Processes:
                                     world_size=self.world, timeout=timeout)
             self.cpu = dist.new_group(backend="gloo", timeout=timeout)
             self.patient = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
+            # After an error, too: a thread of gloo that still holds a tensor while Python ends aborts the process.
+            # But not nccl's group, which may wait for a process that has failed.
+            atexit.register(self.end, gloo_only=self.device.type == "cuda")
 
     @property
     def first(self) -> bool:
@@ -162,7 +166,11 @@ class Processes:
         self.world = 1
         return self.first
 
-    def end(self) -> None:
-        """Leave the group, so that no process waits for this one."""
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+    def end(self, gloo_only: bool = False) -> None:
+        """Leave the groups, or those of gloo only, so that no process waits for this one."""
+        if self.world > 1 and self.cpu:
+            for group in (self.cpu, self.patient):
+                dist.destroy_process_group(group)
+            self.cpu = self.patient = None  # the threads of a group live as long as it does
+            if not gloo_only:
+                dist.destroy_process_group()

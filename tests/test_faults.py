@@ -423,6 +423,16 @@ def test_processes_with_other_flags_end_in_one_line_that_names_both_values(films
     assert not logged(tmp_path / "run", 1)()
 
 
+def test_a_process_that_fails_ends_the_threads_of_its_groups_before_python_ends(films, tmp_path):
+    """One that still held a tensor would abort the process, with a line of C++ and another exit code, now and then"""
+    last = "lambda: print('threads:', [open(f).read() for f in glob.glob('/proc/self/task/*/comm')], file=sys.stderr)"
+    harm = f"import atexit, glob; atexit.register({last}); sys.argv += ['--seed', os.environ['RANK']]"
+    said, code = end(start([*TORCHRUN, "pretrain.py"], argv(films, tmp_path / "run"), tmp_path, harm))
+    assert code != 0
+    assert "threads: [" in said, said
+    assert "gloo" not in said, said
+
+
 def test_two_first_runs_in_one_clone_share_the_demos_data(tmp_path):
     small = "from sources import demo\ntrue = demo.write\ndemo.write = lambda folder: true(folder, train=12, val=6)"
     short = [*TINY, "--steps", "1"]
