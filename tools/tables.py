@@ -100,12 +100,6 @@ def write_files(path: Path, ids: list[str], classes: list[str], probabilities: t
     write_csv(path, [*rows, *([*pair, *[""] * (len(rows[0]) - 2)] for pair in failed)])
 
 
-def is_of_files(path: Path) -> bool:
-    """Whether a csv is of `write_files`"""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.readline(100).startswith(",".join(FILES))
-
-
 def warn_unreadable(failed: list) -> None:
     """How many files are in no score, and the first of them"""
     if failed:
