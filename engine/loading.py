@@ -98,16 +98,15 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
     in_flight.workers = [child for child in multiprocessing.active_children() if child not in others]
     if in_flight.workers and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would raise anywhere, in the middle of a step too
-    made, wanted, done = queue.Queue(), threading.Semaphore(1), threading.Event()
+    made, wanted = queue.Queue(), threading.Semaphore(1)
     side = torch.cuda.Stream(device) if device.type == "cuda" else None
-
     ahead = side or loader.num_workers or torch.get_num_threads() < (os.cpu_count() or 1)
 
     def make() -> None:
         if not ahead:
             torch.set_num_threads(1)  # in this thread alone: with a second team OpenMP lets both sleep between their parts
         try:
-            while wanted.acquire() and not done.is_set():
+            while wanted.acquire() and not in_flight.stopped:
                 with torch.cuda.stream(side) if side else contextlib.nullcontext():
                     parts = [(to_device(clips, device) if side or n > 1 else clips, failed)
                              for clips, failed in islice(pieces, n)]
@@ -146,7 +145,7 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
             if not ahead:
                 wanted.release()
     finally:
-        done.set()
+        in_flight.stopped = True
         wanted.release()
         thread.join(GRACE)
 
@@ -216,7 +215,7 @@ class InFlight:
     """The file that each worker works on, known to all processes should one die; those that have killed workers are skipped."""
 
     def __init__(self, rows: int = 0, skip: frozenset[str] = frozenset()):
-        self.skip, self.workers = skip, []                                           # the processes; none: a thread of ours
+        self.skip, self.workers, self.stopped = skip, [], False                      # the processes; none: a thread of ours
         self.table = torch.zeros(rows, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: no file)
         self.paths = torch.zeros(rows, PATH, dtype=torch.uint8).share_memory_()
 
@@ -228,8 +227,7 @@ class InFlight:
         """Around all that a worker does with a file; Unreadable where it is one of those to skip"""
         if path in self.skip:
             raise Unreadable(path, "killed or hung its worker twice")
-        worker = get_worker_info()
-        row = worker.id if worker else 0
+        row = getattr(get_worker_info(), "id", 0)
         if row < len(self.table):
             text = np.frombuffer(path.encode("utf-8", "replace")[:PATH].ljust(PATH, b"\0"), np.uint8)
             self.paths[row] = torch.from_numpy(text.copy())
@@ -237,6 +235,8 @@ class InFlight:
         try:
             yield
         finally:
+            if self.stopped:  # nobody waits for it, and a thread that is inside torch when Python ends aborts the process
+                raise Stopped
             self.table[row : row + 1, 1] = 0
 
     def check(self, timeout: float) -> None:

@@ -142,11 +142,27 @@ def test_a_step_does_not_wait_for_the_gpu():
     assert all(torch.isfinite(x) for x in parts.values())
 
 
-@gpu
-def test_batches_copied_ahead_are_those_of_the_loader():
-    given = [(clips("cpu", n), [("film", "reason")] * n) for n in (2, 3, 4, 1, 5, 2)]
-    whole = [loading.concatenate(given[i : i + 2]) for i in (0, 2, 4)]
-    for (batch, failed), (copied, said) in zip(whole, loading.prefetch(iter(given), 2, torch.device("cuda")), strict=True):
+class Given(torch.utils.data.Dataset):
+    """Pieces that are made already, of so many clips"""
+
+    sizes, in_flight = (2, 3, 4, 1, 5, 2), loading.InFlight()
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, i):
+        torch.manual_seed(i)
+        return clips("cpu", self.sizes[i]), [("film", "reason")] * self.sizes[i]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])])
+def test_batches_copied_ahead_are_those_of_the_loader(device):
+    given = Given()
+    whole = [loading.concatenate([given[i], given[i + 1]]) for i in (0, 2, 4)]
+    loader = torch.utils.data.DataLoader(given, batch_size=None, collate_fn=lambda piece: piece)
+    ahead = loading.prefetch(loader, 2, Processes(), 60, torch.device(device))
+    for (batch, failed), (copied, said) in zip(whole, ahead, strict=True):
         assert failed == said
         assert all(torch.equal(v, copied[k].cpu()) for k, v in batch.items())
 

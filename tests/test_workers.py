@@ -5,7 +5,10 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,3 +132,37 @@ def test_workers_do_not_collect_the_garbage_of_the_process_that_they_come_from()
         assert batch["number"].tolist() == [0, 1]
     finally:
         gc.enable()
+
+
+def test_a_batch_that_nobody_waits_for_does_not_abort_the_process_that_ends():
+    """Its thread would be inside torch, without Python's lock, when Python ends: terminate called, exit code -6"""
+    code = """
+import sys, time, torch
+from engine import loading
+from engine.processes import Processes
+
+class Slow(torch.utils.data.Dataset):
+    in_flight = loading.InFlight()
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        with self.in_flight.track("a file"):
+            time.sleep(i and 2)
+        for _ in range(200 if i else 0):
+            big @ big
+        return {"number": i}, []
+
+torch.set_num_threads(1)
+big = torch.ones(2000, 2000)
+clips = Slow()
+batches = loading.prefetch(torch.utils.data.DataLoader(clips, batch_size=1, collate_fn=loading.collate), 1, Processes(), 60,
+                           torch.device("cpu"))
+next(batches)
+time.sleep(0.5)
+batches.close()
+time.sleep(1.5)
+sys.exit(5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (5, "")
