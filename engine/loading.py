@@ -145,7 +145,7 @@ def prefetch(loader: DataLoader, n: int, processes: Processes, timeout: float, d
             if not ahead:
                 wanted.release()
     finally:
-        in_flight.stopped = True
+        in_flight.stopped = thread
         wanted.release()
         thread.join(GRACE)
 
@@ -215,12 +215,12 @@ class InFlight:
     """The file that each worker works on, known to all processes should one die; those that have killed workers are skipped."""
 
     def __init__(self, rows: int = 0, skip: frozenset[str] = frozenset()):
-        self.skip, self.workers, self.stopped = skip, [], False                      # the processes; none: a thread of ours
+        self.skip, self.workers, self.stopped = skip, [], None                       # the processes; none: a thread of ours
         self.table = torch.zeros(rows, 2, dtype=torch.float64).share_memory_()       # process, since (s; 0: no file)
         self.paths = torch.zeros(rows, PATH, dtype=torch.uint8).share_memory_()
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "workers": []}  # a process cannot be sent to another
+        return {**vars(self), "workers": [], "stopped": None}  # a process cannot be sent to another
 
     @contextlib.contextmanager
     def track(self, path: str) -> Iterator[None]:
@@ -235,7 +235,7 @@ class InFlight:
         try:
             yield
         finally:
-            if self.stopped:  # nobody waits for it, and a thread that is inside torch when Python ends aborts the process
+            if threading.current_thread() is self.stopped:  # were it inside torch when Python ends, the process would abort
                 raise Stopped
             self.table[row : row + 1, 1] = 0
 

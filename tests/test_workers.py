@@ -160,6 +160,7 @@ batches = loading.prefetch(torch.utils.data.DataLoader(clips, batch_size=1, coll
 next(batches)
 time.sleep(0.5)
 batches.close()
+clips[0]  # goes on being read by others
 time.sleep(1.5)
 sys.exit(5)
 """
