@@ -66,7 +66,7 @@ class Processes:
                                     world_size=self.world, timeout=timeout)
             self.cpu = dist.new_group(backend="gloo", timeout=timeout)
             self.patient = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
-            # After an error, too: a thread of gloo's may abort a process whose Python ends before it. nccl may wait for peers.
+            # After an error, too: a thread of gloo's that outlives Python aborts the process. nccl might wait for failed peers.
             atexit.register(self.end, gloo_only=self.device.type == "cuda")
 
     @property

@@ -26,7 +26,7 @@ def predict(args, how: embed.Reading) -> None:
     source, out, processes, problems = args.source, args.out, how.processes, []
     if out.suffix != ".csv":
         raise ValueError(f"{out}: the name of the file to write ends in .csv")
-    if out.is_file() and not out.read_bytes().startswith(",".join(tables.FILES).encode()):
+    if out.is_file() and not next(lines(out), (0, ""))[1].startswith(",".join(tables.FILES)):
         raise ValueError(f"{out} is not of this program: name another file")
     model = vatt.load(args.run).to(processes.device)
     if isinstance(model, vatt.Classifier):
